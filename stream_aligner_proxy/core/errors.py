@@ -1,0 +1,101 @@
+"""The error tree. Each error knows how OpenAI would say it: status, type, code, param.
+
+    ProxyError
+    ├── RequestError            400  the client's request is wrong; `param` names the field
+    │   └── ModelNotFound       404
+    ├── Overloaded              503
+    ├── UpstreamError           502
+    │   ├── UpstreamUnreachable 502  refused, reset, DNS, TLS
+    │   ├── UpstreamTimeout     504  connect, first byte, or silence in the middle
+    │   ├── UpstreamRejected    the upstream's own status and message
+    │   └── UpstreamGarbled     502  not SSE, not JSON, or cut off before its end
+    ├── ReviewError             502  the aligner failed; nothing unreviewed is delivered
+    └── ConfigError             never sent: start-up fails with the key's name
+
+Messages are shown to clients: they never hold a key, a header or an address with a password.
+"""
+
+
+class ProxyError(Exception):
+    """Base of all errors that become an answer in OpenAI's shape."""
+
+    status: int = 500
+    type: str = "server_error"
+    code: str | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        type: str | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status if status is not None else self.status
+        self.type = type if type is not None else self.type
+        self.code = code if code is not None else self.code
+        self.param = param
+        self.headers = headers or {}
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """The `{"error": …}` object of OpenAI's API."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class RequestError(ProxyError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class ModelNotFound(RequestError):
+    status = 404
+    code = "model_not_found"
+
+
+class Overloaded(ProxyError):
+    status = 503
+    code = "overloaded"
+
+
+class UpstreamError(ProxyError):
+    status = 502
+    type = "upstream_error"
+    code = "upstream_error"
+
+
+class UpstreamUnreachable(UpstreamError):
+    code = "upstream_unreachable"
+
+
+class UpstreamTimeout(UpstreamError):
+    status = 504
+    code = "upstream_timeout"
+
+
+class UpstreamRejected(UpstreamError):
+    code = "upstream_rejected"
+
+
+class UpstreamGarbled(UpstreamError):
+    code = "upstream_garbled"
+
+
+class ReviewError(ProxyError):
+    status = 502
+    type = "aligner_error"
+    code = "review_failed"
+
+
+class ConfigError(Exception):
+    """Configuration that cannot work. The message starts with the key's path."""

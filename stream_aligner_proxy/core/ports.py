@@ -1,0 +1,76 @@
+"""The seams: what the session needs from the layers below it, and nothing about how they do it."""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from stream_aligner_proxy.core.records import ChatRequest, Chunk, Committed, Review, Scope, Verdict
+
+
+class Aligner(Protocol):
+    """Reviews a sentence (or a whole answer).
+
+    `review` may be called concurrently from one event loop and must not block it. Cancelling the
+    task that awaits it withdraws the review. Failures are `ReviewError`.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def scopes(self) -> frozenset[Scope]:
+        """What this aligner can judge: its prompt profile decides."""
+        ...
+
+    async def start(self) -> None:
+        """Load and warm up. Raises `ConfigError` for what can never work."""
+        ...
+
+    async def review(self, review: Review) -> Verdict: ...
+
+    async def close(self) -> None: ...
+
+
+class Upstream(Protocol):
+    """One LLM service that writes replies."""
+
+    @property
+    def name(self) -> str: ...
+
+    def can_continue(self, request: ChatRequest) -> bool:
+        """Whether a reply to this request can be continued from a given prefix."""
+        ...
+
+    def open(
+        self, request: ChatRequest, *, prefix: str = "", max_tokens: int | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
+        """Run the request as one branch, continuing `prefix` when it is not empty.
+
+        Entering sends the request and raises `UpstreamError` on a refusal; leaving closes the
+        connection, which is what makes the upstream stop. The last chunk has a `finish_reason`
+        (a usage-only chunk may follow); a stream that ends without one raises `UpstreamGarbled`.
+        """
+        ...
+
+    async def models(self) -> list[dict[str, object]]:
+        """The upstream's `/models` data."""
+        ...
+
+
+class Observer(Protocol):
+    """Watches sessions. Calls are made inline: they must neither raise nor wait (rule 12).
+
+    Times are seconds of a monotonic clock, lengths are characters.
+    """
+
+    def opened(self, mode: str, model: str) -> None: ...
+
+    def branch_opened(self, branch: int, prefix_chars: int) -> None: ...
+
+    def branch_closed(self, branch: int, discarded_tokens: int) -> None: ...
+
+    def committed(self, unit: Committed, review_seconds: float | None) -> None: ...
+
+    def first_text(self, seconds: float) -> None: ...
+
+    def closed(self, mode: str, outcome: str, seconds: float) -> None: ...

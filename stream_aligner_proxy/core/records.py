@@ -1,0 +1,180 @@
+"""The nouns every layer shares: frozen, without behaviour that needs I/O or a clock.
+
+Text is always `str`; token counts are in the tokens of whoever reports them (the upstream's for
+`Usage` and `Chunk`, the aligner's for `Verdict`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+
+class Mode(StrEnum):
+    """How a reply is treated."""
+
+    STREAM = "stream"  # review each sentence, continue after a rewrite
+    WHOLE = "whole"  # review the finished answer once
+    SHADOW = "shadow"  # review and record, deliver the original
+    OFF = "off"  # plain pass-through
+
+
+Scope = Literal["sentence", "whole"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of the conversation as the aligner sees it: text parts only."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """What the aligner is asked.
+
+    `sentence` has no leading or trailing whitespace (rule 9). `committed` is everything that was
+    committed before it, or will have been if the sentences still waiting are kept.
+    """
+
+    conversation: tuple[Turn, ...]
+    committed: str
+    sentence: str
+    scope: Scope = "sentence"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The aligner's answer. `replacement` is None for keep; "" deletes the sentence."""
+
+    replacement: str | None = None
+    end: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def kept(self) -> bool:
+        return self.replacement is None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts as the upstream reported them; `details` holds its other usage fields."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One decoded event of an upstream's stream.
+
+    `part` is a delta that is not prose (reasoning, tool calls, a refusal): passed through in
+    order. `usage` may come with any chunk; where servers repeat it, the counts are cumulative.
+    """
+
+    text: str = ""
+    part: Mapping[str, Any] | None = None
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    tokens: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A validated chat request: the body as the upstream shall see it, and what the loop needs.
+
+    `body` never holds the extension field, `stream` or `stream_options`; the upstream client adds
+    its own. `headers` are those of the client's that go on to the upstream.
+    """
+
+    model: str
+    body: Mapping[str, Any]
+    conversation: tuple[Turn, ...]
+    max_tokens: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    request_id: str = ""
+
+
+Outcome = Literal["keep", "replace", "passed", "unreviewed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """One unit of committed text.
+
+    `text` is what the client gets, whitespace included; joined over a reply it is the reply.
+    `outcome`: `keep` and `replace` are verdicts; `passed` was not for review (code, whitespace);
+    `unreviewed` slipped through because the operator chose to fail open.
+    """
+
+    index: int
+    original: str
+    text: str
+    outcome: Outcome
+    branch: int
+    end: bool = False
+    review: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a reply cost beside what was delivered (rule 11)."""
+
+    branches: int = 0
+    reviews: int = 0
+    corrections: int = 0
+    unreviewed: int = 0
+    resent_prefix_tokens: int = 0
+    discarded_tokens: int = 0
+    aligner_prompt_tokens: int = 0
+    aligner_completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How one request is aligned. Sentences are units of the splitter.
+
+    `lookahead`: sentences that may wait for a verdict while the upstream keeps writing.
+    `review_ahead`: reviews in flight at once for one reply. `max_continuations`: branches opened
+    after rewrites; past it the running branch is kept and only rewritten (the paper used sixteen
+    rounds). `fail_open`: deliver a sentence whose review failed, marked as unreviewed.
+    """
+
+    mode: Mode = Mode.STREAM
+    lookahead: int = 4
+    review_ahead: int = 2
+    max_continuations: int = 16
+    fail_open: bool = False
+    review_code: bool = False
+    max_sentence_chars: int = 2000
+    max_whole_chars: int = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One thing for the client, in order: text, or a part that is not prose.
+
+    `unit` tells where the text comes from; in shadow mode it comes after its text, with an empty
+    `text`. Times are seconds; None where there was no review.
+    """
+
+    text: str = ""
+    part: Mapping[str, Any] | None = None
+    unit: Committed | None = None
+    review_seconds: float | None = None
+    waited_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a reply ended. `usage` is None where the upstream reported none."""
+
+    finish_reason: str
+    usage: Usage | None
+    cost: Cost
+    mode: Mode
+    continuation: str
