@@ -1,0 +1,287 @@
+"""Settings: one YAML file plus the environment. The only module that reads the environment.
+
+`STREAM_ALIGNER_ALIGNMENT__MODE=shadow` overrides `alignment.mode`; lists are reached by index
+(`STREAM_ALIGNER_UPSTREAMS__0__API_KEY`) or given as JSON. The environment wins over the file.
+
+Everything that can be wrong is found here, before anything listens: a `ConfigError` names the
+key's dotted path and what is allowed, never a value, for a value may be a secret.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from stream_aligner_proxy.configfile import merge_environment, parse_yaml
+from stream_aligner_proxy.core.errors import ConfigError
+from stream_aligner_proxy.core.records import Mode, Policy
+
+PREFIX = "STREAM_ALIGNER_"
+_MODES = ", ".join(Mode)
+_POLICY = Policy()
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A part of the configuration. Unknown keys are errors: a typo must not go unnoticed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Timeouts(Section):
+    """How long an upstream may take, in seconds."""
+
+    connect: Seconds = 5.0
+    first_byte: Seconds = 60.0
+    between_chunks: Seconds = 30.0
+    total: Seconds = 600.0
+
+
+def _base_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http:// or https:// address, such as http://127.0.0.1:9001/v1")
+    if parts.username or parts.password:
+        raise ValueError("must not hold a user or password; use api_key_env")
+    if parts.query or parts.fragment:
+        raise ValueError("must not hold a query or a fragment")
+    return url.rstrip("/")
+
+
+class UpstreamSettings(Section):
+    """One LLM service. Its key is either written here or read from a named variable."""
+
+    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")]
+    base_url: Annotated[str, AfterValidator(_base_url)]
+    dialect: str
+    api_key: SecretStr | None = None
+    api_key_env: str | None = None
+    timeouts: Timeouts = Timeouts()
+
+    @model_validator(mode="after")
+    def _one_key(self) -> "UpstreamSettings":
+        if self.api_key is not None and self.api_key_env is not None:
+            raise ValueError("give api_key or api_key_env, not both")
+        return self
+
+
+def _relative_to_file(path: Path, info: ValidationInfo) -> Path:
+    base = (info.context or {}).get("base")
+    return path if base is None else Path(base) / path.expanduser()
+
+
+class AlignerSettings(Section):
+    """The model that reviews. Which keys matter depends on the backend."""
+
+    backend: Literal["rules", "transformers"]
+    path: Annotated[Path, AfterValidator(_relative_to_file)]
+    profile: str | None = None
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_batch: Annotated[int, Field(ge=1)] = 8
+    queue: Annotated[int, Field(ge=1)] = 256
+    timeout: Seconds = 30.0
+    threads: Annotated[int, Field(ge=1)] | None = None
+    window: Annotated[int, Field(ge=64)] | None = None
+
+
+def _modes(value: object) -> object:
+    if value is True:
+        return frozenset(Mode)
+    if value is False:
+        return frozenset()
+    if isinstance(value, str):
+        value = _yes_no_or_list(value)
+    if not isinstance(value, Iterable) or isinstance(value, Mapping):
+        raise ValueError(f"must be true, false or a list of modes ({_MODES})")
+    modes = list(value)
+    if any(mode not in list(Mode) for mode in modes):
+        raise ValueError(f"must be true, false or a list of modes ({_MODES})")
+    return frozenset(Mode(mode) for mode in modes)
+
+
+def _yes_no_or_list(text: str) -> object:
+    """An environment variable has no types: `true`, `false` or `stream,whole`."""
+    match text.strip().lower():
+        case "true":
+            return frozenset(Mode)
+        case "false" | "":
+            return frozenset()
+        case other:
+            return [mode.strip() for mode in other.split(",")]
+
+
+class AlignmentSettings(Section):
+    """How replies are aligned; see `Policy` for the numbers.
+
+    `allow_override` holds the modes a request may choose beside `mode`. The default leaves out
+    `shadow` and `off`: a client must not be able to switch the reviewing off unless the operator
+    said so.
+    """
+
+    mode: Mode = Mode.STREAM
+    allow_override: Annotated[frozenset[Mode], BeforeValidator(_modes)] = frozenset(
+        (Mode.STREAM, Mode.WHOLE)
+    )
+    lookahead: Annotated[int, Field(ge=0)] = _POLICY.lookahead
+    review_ahead: Annotated[int, Field(ge=1)] = _POLICY.review_ahead
+    max_continuations: Annotated[int, Field(ge=0)] = _POLICY.max_continuations
+    fail_open: bool = _POLICY.fail_open
+    review_code: bool = _POLICY.review_code
+    provenance: bool = False
+
+    def policy(self, mode: Mode) -> Policy:
+        return Policy(
+            mode=mode,
+            lookahead=self.lookahead,
+            review_ahead=self.review_ahead,
+            max_continuations=self.max_continuations,
+            fail_open=self.fail_open,
+            review_code=self.review_code,
+        )
+
+
+class ServerSettings(Section):
+    """Where to listen, and the limits of the HTTP side."""
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 20 * 1024 * 1024
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    shutdown_seconds: Annotated[int, Field(ge=0)] = 30
+    page: bool = True
+
+
+class Settings(Section):
+    """The whole configuration."""
+
+    upstreams: Annotated[tuple[UpstreamSettings, ...], Field(min_length=1)]
+    aligner: AlignerSettings
+    alignment: AlignmentSettings = AlignmentSettings()
+    server: ServerSettings = ServerSettings()
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> "Settings":
+        names = [upstream.name for upstream in self.upstreams]
+        if len(set(names)) != len(names):
+            raise ValueError("upstreams: each needs its own name")
+        return self
+
+
+def load(path: Path, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read `path` and the environment. Raises `ConfigError`."""
+    env = os.environ if environ is None else environ
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({type(error).__name__})") from None
+    data = merge_environment(parse_yaml(text, str(path)), env, PREFIX, tuple(Settings.model_fields))
+    return build(data, base=path.resolve().parent, environ=env)
+
+
+def build(
+    data: Mapping[str, Any], *, base: Path | None = None, environ: Mapping[str, str] | None = None
+) -> Settings:
+    """Validate `data`; paths in it are relative to `base`. Raises `ConfigError`."""
+    try:
+        settings = Settings.model_validate(data, context={"base": base})
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(error))) from None
+    env = os.environ if environ is None else environ
+    if not settings.aligner.path.exists():
+        raise ConfigError(f"aligner.path: {settings.aligner.path} does not exist")
+    upstreams = tuple(
+        _with_key(upstream, f"upstreams[{index}]", env)
+        for index, upstream in enumerate(settings.upstreams)
+    )
+    return settings.model_copy(update={"upstreams": upstreams})
+
+
+def _with_key(
+    upstream: UpstreamSettings, where: str, environ: Mapping[str, str]
+) -> UpstreamSettings:
+    """Resolve `api_key_env`, so that nobody below has to read the environment."""
+    key = upstream.api_key.get_secret_value() if upstream.api_key else None
+    if upstream.api_key_env is not None:
+        key = environ.get(upstream.api_key_env)
+        if not key:
+            raise ConfigError(
+                f"{where}.api_key_env: the environment variable {upstream.api_key_env} is not set"
+            )
+        where += ".api_key_env"
+    if key is None:
+        return upstream
+    # What a header cannot carry would fail on every request, with the key in the message.
+    if not key.isascii() or not key.isprintable() or key != key.strip():
+        raise ConfigError(f"{where}: the key has spaces or characters that no header can carry")
+    return upstream.model_copy(update={"api_key": SecretStr(key)})
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    path = ""
+    for step in location:
+        path += f"[{step}]" if isinstance(step, int) else f".{step}"
+    return path.removeprefix(".")
+
+
+def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section that holds `location`."""
+    section: type[BaseModel] = Settings
+    sections: dict[str, type[BaseModel]] = {
+        "upstreams": UpstreamSettings,
+        "timeouts": Timeouts,
+        "aligner": AlignerSettings,
+        "alignment": AlignmentSettings,
+        "server": ServerSettings,
+    }
+    for step in location[:-1]:
+        section = sections.get(str(step), section)
+    return list(section.model_fields)
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """One line per mistake: the key, and what is allowed. Input values are left out."""
+    lines = []
+    details = error.errors(include_input=False, include_url=False)
+    for detail in details:
+        location = detail["loc"]
+        depth = len(location)
+        if any(len(e["loc"]) > depth and e["loc"][:depth] == location for e in details):
+            continue  # a list is also "too short" when its items are wrong: say what is wrong
+        where = _dotted(location)
+        match detail["type"]:
+            case "extra_forbidden":
+                allowed = _allowed_keys(location)
+                near = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                what = f"unknown key; {hint}allowed: {', '.join(allowed)}"
+            case "missing":
+                what = "is required"
+            case "model_type":
+                allowed = _allowed_keys((*location, ""))
+                what = f"must be a section with the keys {', '.join(allowed)}"
+            case "too_short":
+                what = "must not be empty"
+            case "value_error":
+                what = detail["msg"].removeprefix("Value error, ")
+            case _:
+                what = detail["msg"][:1].lower() + detail["msg"][1:]
+        lines.append(f"{where}: {what}" if where else what)
+    return lines
