@@ -30,6 +30,7 @@ ANSWER = "<|answer|>"
 REVISION = "<|revision|>"
 COMPACT_TOKENS = (*ROLES.values(), COMMITTED, SENTENCE, ANSWER, REVISION, KEEP, END)
 
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A stretch of prompt. `control` says that special tokens in `text` are meant as such."""

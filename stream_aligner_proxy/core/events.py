@@ -1,0 +1,129 @@
+"""What the loop is told (events) and what it asks for (actions). Plain data, no behaviour.
+
+Branches are numbered from 0 in the order they are opened, reviews in the order they are started.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stream_aligner_proxy.core.errors import ProxyError
+from stream_aligner_proxy.core.records import Committed, Cost, Review, Usage, Verdict
+
+
+class IllegalEvent(RuntimeError):
+    """The session told the loop something that cannot have happened: a bug, never the peer's."""
+
+
+# --- events ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TextArrived:
+    """Text of a branch; `tokens` is how many of the upstream's tokens it stands for."""
+
+    branch: int
+    text: str
+    tokens: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PartArrived:
+    """A delta that is not prose: reasoning, a piece of a tool call, a refusal."""
+
+    branch: int
+    part: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptMetered:
+    """The upstream told how many prompt tokens a branch has, the continued prefix included."""
+
+    branch: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class BranchEnded:
+    branch: int
+    finish_reason: str
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BranchBroke:
+    branch: int
+    error: ProxyError
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewDone:
+    review: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewBroke:
+    review: int
+    error: ProxyError
+
+
+Event = (
+    TextArrived | PartArrived | PromptMetered | BranchEnded | BranchBroke | ReviewDone | ReviewBroke
+)
+
+# --- actions --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBranch:
+    """Run the upstream from `prefix` (no trailing whitespace; "" for the first branch)."""
+
+    branch: int
+    prefix: str
+    max_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CloseBranch:
+    """Stop reading a branch. Every `OpenBranch` is followed by exactly one of these."""
+
+    branch: int
+    discarded_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartReview:
+    review: int
+    request: Review
+
+
+@dataclass(frozen=True, slots=True)
+class DropReview:
+    """The answer is no longer wanted."""
+
+    review: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Hand to the client, in order. See `Delivery` for what the fields mean."""
+
+    text: str = ""
+    part: Mapping[str, Any] | None = None
+    unit: Committed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    finish_reason: str
+    usage: Usage | None
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    error: ProxyError
+
+
+Action = OpenBranch | CloseBranch | StartReview | DropReview | Deliver | Finish | Fail

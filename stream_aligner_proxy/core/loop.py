@@ -1,0 +1,449 @@
+"""The alignment loop as a state machine: events in, actions out; no I/O, no clock, no tasks.
+
+    start() ─► RUNNING ──(every event)──► RUNNING ──► DONE   by Finish, Fail or abandon()
+
+One branch runs at a time. Its text is cut into sentences, which wait in order until the head of
+the line has a verdict. While they wait the branch keeps writing (optimistic continuation) and
+later sentences are reviewed ahead, each as if those before it were kept.
+
+    keep                     deliver; nothing restarts
+    replace, can continue    deliver the new text, drop all that waits, close, open from it
+    replace, cannot          deliver the new text, keep the branch, review what waits again
+    replace with ""          like "cannot": the same prefix would only bring the same sentence back
+    end                      deliver, then finish: the upstream is not asked for more
+
+The end of a branch, and its failure, stand in line behind its text, so what came before is
+delivered first, and a correction made in time makes them void. The invariants the tests pin:
+committed text only grows and equals what was delivered; verdicts commit in order; events of
+closed branches and dropped reviews change nothing; as many branches are closed as opened.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from stream_aligner_proxy.core.errors import ProxyError, ReviewError
+from stream_aligner_proxy.core.events import (
+    Action,
+    BranchBroke,
+    BranchEnded,
+    CloseBranch,
+    Deliver,
+    DropReview,
+    Event,
+    Fail,
+    Finish,
+    IllegalEvent,
+    OpenBranch,
+    PartArrived,
+    PromptMetered,
+    ReviewBroke,
+    ReviewDone,
+    StartReview,
+    TextArrived,
+)
+from stream_aligner_proxy.core.meter import Meter
+from stream_aligner_proxy.core.records import (
+    ChatRequest,
+    Committed,
+    Cost,
+    Mode,
+    Outcome,
+    Policy,
+    Review,
+    Usage,
+    Verdict,
+)
+from stream_aligner_proxy.core.sentences import Sentence, SentenceSplitter
+
+# Parts (tool-call pieces, reasoning) waiting behind a sentence before reading pauses.
+_MAX_WAITING = 64
+
+
+class Splitter(Protocol):
+    """What cuts a branch's text into units."""
+
+    @property
+    def pending(self) -> int: ...
+
+    def feed(self, text: str) -> list[Sentence]: ...
+
+    def flush(self) -> list[Sentence]: ...
+
+
+class WholeAnswer:
+    """A splitter that holds everything until the end: the unit of `whole` mode."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self.pending = 0
+
+    def feed(self, text: str) -> list[Sentence]:
+        self._pieces.append(text)
+        self.pending += len(text)
+        return []
+
+    def flush(self) -> list[Sentence]:
+        text = "".join(self._pieces)
+        self._pieces.clear()
+        self.pending = 0
+        return [Sentence(text)] if text else []
+
+
+@dataclass(slots=True)
+class _Unit:
+    """A sentence in line. `text` = `lead` + `core` + `tail`, the outer two being whitespace."""
+
+    text: str
+    lead: str
+    core: str
+    tail: str
+    tokens: int
+    branch: int
+    passed: bool
+    review: int | None = None
+    verdict: Verdict | None = None
+    error: ProxyError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    part: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    finish_reason: str
+    usage: Usage | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    error: ProxyError
+
+
+class AlignmentLoop:
+    """The loop of one reply in mode `stream` or `whole`.
+
+    `can_continue` is whether the upstream can continue a given prefix for this request; without
+    it the loop is rewrite-only. Whole answers are never continued: their branch has ended.
+    """
+
+    def __init__(self, request: ChatRequest, policy: Policy, *, can_continue: bool) -> None:
+        whole = policy.mode is Mode.WHOLE
+        self._conversation = request.conversation
+        self._policy = policy
+        self._whole = whole
+        self._continuations_left = policy.max_continuations if can_continue and not whole else 0
+        self._meter = Meter(request.max_tokens)
+        self._committed = ""
+        self._index = 0
+        self._branch = -1
+        self._branch_open = False
+        self._splitter: Splitter = self._new_splitter()
+        self._owed = ""  # committed trailing whitespace that was not sent with the prefix
+        self._rewritten = False  # text of the running branch was changed
+        self._waiting: deque[_Unit | _Part | _End | _Broken] = deque()
+        self._units = 0  # of these, sentences
+        self._reviews: dict[int, _Unit] = {}  # in flight
+        self._next_review = 0
+        self._done = False
+        self._corrections = self._unreviewed = self._discarded = 0
+        self._aligner_prompt = self._aligner_completion = 0
+        self._actions: list[Action] = []
+
+    # --- what the session asks -------------------------------------------------------------
+
+    @property
+    def committed(self) -> str:
+        """Everything committed so far: exactly what was delivered as text."""
+        return self._committed
+
+    @property
+    def done(self) -> bool:
+        return self._done
+
+    @property
+    def wants_text(self) -> bool:
+        """Whether the running branch should be read on; False is back-pressure (rule 6)."""
+        return self._units < self._policy.lookahead and len(self._waiting) < _MAX_WAITING
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(
+            branches=self._branch + 1,
+            reviews=self._next_review,
+            corrections=self._corrections,
+            unreviewed=self._unreviewed,
+            resent_prefix_tokens=self._meter.resent,
+            discarded_tokens=self._discarded,
+            aligner_prompt_tokens=self._aligner_prompt,
+            aligner_completion_tokens=self._aligner_completion,
+        )
+
+    def start(self) -> list[Action]:
+        """Open the first branch."""
+        if self._branch >= 0 or self._done:
+            raise IllegalEvent("the loop was started before")
+        self._open_branch()
+        return self._take_actions()
+
+    def abandon(self) -> list[Action]:
+        """The client left, or the session failed: close what is open and say nothing more."""
+        if not self._done:
+            self._stop()
+        return self._take_actions()
+
+    def handle(self, event: Event) -> list[Action]:
+        """The actions that follow from an event, in the order they are to be performed."""
+        if not self._concerns(event):
+            return []
+        match event:
+            case TextArrived(_, text, tokens):
+                self._text(text, tokens)
+            case PartArrived(_, part):
+                self._line_up(self._splitter.flush())
+                self._waiting.append(_Part(part))
+            case PromptMetered(_, tokens):
+                self._meter.prompt(tokens)
+            case BranchEnded(_, finish_reason, usage):
+                self._end(finish_reason, usage)
+            case BranchBroke(_, error):
+                self._close_branch()
+                self._waiting.append(_Broken(error))
+            case ReviewDone(review, verdict):
+                self._aligner_prompt += verdict.prompt_tokens
+                self._aligner_completion += verdict.completion_tokens
+                if unit := self._reviews.pop(review, None):
+                    unit.verdict = verdict
+            case ReviewBroke(review, error):
+                if unit := self._reviews.pop(review, None):
+                    unit.error = error
+        self._advance()
+        return self._take_actions()
+
+    # --- events ----------------------------------------------------------------------------
+
+    def _concerns(self, event: Event) -> bool:
+        """Whether the event can still change anything. Raises `IllegalEvent` for a bug."""
+        match event:
+            case ReviewDone(review) | ReviewBroke(review):
+                if not 0 <= review < self._next_review:
+                    raise IllegalEvent(f"review {review} was never started")
+                return not self._done
+            case _:
+                if not 0 <= event.branch <= self._branch:
+                    raise IllegalEvent(f"branch {event.branch} was never opened")
+                return self._branch_open and event.branch == self._branch
+
+    def _text(self, text: str, tokens: int) -> None:
+        if self._owed:
+            # The prefix was sent without its trailing whitespace; the upstream writes it again.
+            same = 0
+            while same < min(len(self._owed), len(text)) and text[same] == self._owed[same]:
+                same += 1
+            self._owed = self._owed[same:] if same == len(text) else ""
+            text = text[same:]
+        self._meter.arrived(len(text), tokens)
+        if self._meter.overrun:
+            self._end("length", None)
+            return
+        self._line_up(self._splitter.feed(text))
+        if self._whole and self._splitter.pending > self._policy.max_whole_chars:
+            self._close_branch()
+            self._waiting.append(_Broken(ReviewError("the reply is too long to review as a whole")))
+
+    def _end(self, finish_reason: str, usage: Usage | None) -> None:
+        self._line_up(self._splitter.flush())
+        self._waiting.append(_End(finish_reason, usage))
+        self._close_branch()
+
+    def _line_up(self, sentences: list[Sentence]) -> None:
+        for sentence in sentences:
+            text = sentence.text
+            core = text.strip()
+            lead = text[: len(text) - len(text.lstrip())] if core else text
+            code = sentence.kind == "code" and not self._policy.review_code
+            self._waiting.append(
+                _Unit(
+                    text=text,
+                    lead=lead,
+                    core=core,
+                    tail=text[len(lead) + len(core) :],
+                    tokens=self._meter.take(len(text)),
+                    branch=self._branch,
+                    passed=code or not core,
+                )
+            )
+            self._units += 1
+
+    # --- the line --------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Commit all that can be committed, then start the reviews that may run."""
+        while self._waiting and not self._done:
+            match self._waiting[0]:
+                case _Unit() as unit:
+                    if not self._settle(unit):
+                        break
+                case _Part(part):
+                    self._waiting.popleft()
+                    self._actions.append(Deliver(part=part))
+                case _End(finish_reason, usage):
+                    self._waiting.popleft()
+                    self._finish(finish_reason, usage)
+                case _Broken(error):
+                    self._waiting.popleft()
+                    self._fail(error)
+        if not self._done:
+            self._start_reviews()
+
+    def _settle(self, unit: _Unit) -> bool:
+        """Commit the head of the line if it can be; False where its verdict is awaited."""
+        if unit.passed:
+            self._commit(unit, unit.text, "passed")
+        elif unit.error is not None:
+            if not self._policy.fail_open:
+                self._fail(unit.error)
+                return True
+            self._unreviewed += 1
+            self._commit(unit, unit.text, "unreviewed")
+        elif unit.verdict is None:
+            return False
+        elif unit.verdict.replacement is None:
+            self._keep(unit, unit.verdict.end)
+        else:
+            self._replace(unit, unit.verdict.replacement.strip(), unit.verdict.end)
+        return True
+
+    def _keep(self, unit: _Unit, end: bool) -> None:
+        # A running branch knows nothing of longer text put in before: only then is a kept sentence
+        # measured against the client's limit.
+        fitting = self._meter.cut(unit.text) if self._rewritten else unit.text
+        self._commit(unit, fitting, "keep")
+        if fitting != unit.text:
+            self._finish("length", None)
+        elif end:
+            self._finish("stop", None)
+
+    def _replace(self, unit: _Unit, replacement: str, end: bool) -> None:
+        self._corrections += 1
+        self._rewritten = True
+        fitting = self._meter.cut(replacement)
+        text = unit.lead + fitting + unit.tail if fitting else ""
+        self._commit(unit, text, "replace")
+        if end:
+            self._finish("stop", None)
+        elif fitting != replacement or (self._meter.remaining == 0 and not self._whole):
+            self._finish("length", None)
+        elif replacement and self._continuations_left > 0:
+            self._continuations_left -= 1
+            self._drop_line()
+            self._close_branch()
+            self._open_branch()
+        else:
+            # The branch stays; what was reviewed ahead had assumed the sentence was kept.
+            self._drop_reviews(keep_units=True)
+
+    def _commit(self, unit: _Unit, text: str, outcome: Outcome) -> None:
+        self._waiting.popleft()
+        self._units -= 1
+        if not self._committed:
+            # Only where an opening sentence was deleted: its successor's whitespace goes with it.
+            text = text if self._index == 0 else text.lstrip()
+        rewritten = outcome == "replace"
+        self._meter.delivered += self._meter.estimate(text) if rewritten else unit.tokens
+        self._committed += text
+        self._actions.append(
+            Deliver(
+                text=text,
+                unit=Committed(
+                    index=self._index,
+                    original=unit.text,
+                    text=text,
+                    outcome=outcome,
+                    branch=unit.branch,
+                    end=bool(unit.verdict and unit.verdict.end),
+                    review=unit.review,
+                    error=unit.error.message if unit.error else None,
+                ),
+            )
+        )
+        self._index += 1
+
+    def _start_reviews(self) -> None:
+        in_flight = len(self._reviews)
+        ahead = ""
+        for unit in self._waiting:
+            if in_flight >= self._policy.review_ahead:
+                return
+            if not isinstance(unit, _Unit):
+                continue
+            if unit.verdict is not None and not unit.verdict.kept:
+                return  # what follows it will be dropped or reviewed again
+            if not (unit.passed or unit.review is not None):
+                unit.review = self._next_review
+                self._next_review += 1
+                self._reviews[unit.review] = unit
+                in_flight += 1
+                scope: Literal["sentence", "whole"] = "whole" if self._whole else "sentence"
+                review = Review(self._conversation, self._committed + ahead, unit.core, scope)
+                self._actions.append(StartReview(unit.review, review))
+            ahead += unit.text
+
+    def _drop_reviews(self, *, keep_units: bool) -> None:
+        for review in self._reviews:
+            self._actions.append(DropReview(review))
+        self._reviews.clear()
+        if keep_units:
+            for unit in self._waiting:
+                if isinstance(unit, _Unit):
+                    unit.review = unit.verdict = unit.error = None
+
+    def _drop_line(self) -> None:
+        self._drop_reviews(keep_units=False)
+        self._discarded += sum(unit.tokens for unit in self._waiting if isinstance(unit, _Unit))
+        self._waiting.clear()
+        self._units = 0
+
+    # --- branches --------------------------------------------------------------------------
+
+    def _new_splitter(self) -> Splitter:
+        if self._whole:
+            return WholeAnswer()
+        return SentenceSplitter(max_chars=self._policy.max_sentence_chars)
+
+    def _open_branch(self) -> None:
+        self._branch += 1
+        self._branch_open = True
+        self._rewritten = False
+        self._splitter = self._new_splitter()
+        prefix = self._committed.rstrip()
+        self._owed = self._committed[len(prefix) :]
+        self._actions.append(OpenBranch(self._branch, prefix, self._meter.open_branch()))
+
+    def _close_branch(self) -> None:
+        if self._branch_open:
+            self._branch_open = False
+            untaken = self._meter.untaken
+            self._discarded += untaken
+            self._actions.append(CloseBranch(self._branch, untaken))
+
+    def _finish(self, finish_reason: str, usage: Usage | None) -> None:
+        total = self._meter.usage(usage, rewritten=self._rewritten)
+        self._stop()
+        self._actions.append(Finish(finish_reason, total, self.cost))
+
+    def _fail(self, error: ProxyError) -> None:
+        self._stop()
+        self._actions.append(Fail(error))
+
+    def _stop(self) -> None:
+        self._done = True
+        self._drop_line()
+        self._close_branch()
+
+    def _take_actions(self) -> list[Action]:
+        actions, self._actions = self._actions, []
+        return actions

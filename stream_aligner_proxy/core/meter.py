@@ -1,0 +1,138 @@
+"""Token accounting for one reply over its branches (rule 11).
+
+The upstream's own counts are used wherever it gives them: a continued branch's prompt holds the
+committed text, so the difference between its prompt and the first branch's is the exact size of
+what was committed, in the upstream's tokens. Until that is known, kept text counts what arrived
+for it and rewritten text is estimated by the reply's own ratio of characters to tokens.
+"""
+
+from collections import deque
+
+from stream_aligner_proxy.core.records import Usage
+
+# Before any text was seen. Low on purpose: too many estimated tokens end a reply early, too few
+# would give the client more than it asked for.
+_CHARS_PER_TOKEN = 3.0
+
+
+class Meter:
+    """`limit` is the most completion tokens the client asked for; None for no limit."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        self.delivered = 0  # committed so far, exact up to the last measured branch
+        self.resent = 0  # prefix tokens sent again with continuations
+        self._prompt: int | None = None  # of the first branch
+        self._branch_prompt: int | None = None
+        self._branches = 0
+        self._at_open = 0  # `delivered` when the running branch was opened
+        self._seen = 0  # tokens arrived on the running branch
+        self._taken = 0  # of these, tokens of units taken off it
+        self._ledger: deque[list[int]] = deque()  # [characters, tokens] not yet taken
+        self._chars = 0
+        self._tokens = 0
+
+    def open_branch(self) -> int | None:
+        """Start counting a new branch; the `max_tokens` to ask for."""
+        first = self._branches == 0
+        self._branches += 1
+        self._branch_prompt = None
+        self._at_open = self.delivered
+        if not first:
+            self.resent += self.delivered
+        self._seen = self._taken = 0
+        self._ledger.clear()
+        return self.limit if first else self.remaining
+
+    @property
+    def remaining(self) -> int | None:
+        """Tokens that may still be delivered; None without a limit."""
+        return None if self.limit is None else max(0, self.limit - self.delivered)
+
+    @property
+    def overrun(self) -> bool:
+        """Whether the running branch wrote more than the client asked for."""
+        return self.limit is not None and self._at_open + self._seen > self.limit
+
+    @property
+    def untaken(self) -> int:
+        """Tokens that arrived on the running branch and belong to no unit yet taken."""
+        return self._seen - self._taken
+
+    def prompt(self, tokens: int) -> None:
+        """The running branch's prompt size, as the upstream counts it."""
+        if self._branch_prompt is not None:
+            return
+        self._branch_prompt = tokens
+        if self._branches == 1:
+            self._prompt = tokens
+        elif self._prompt is not None and tokens >= self._prompt:
+            correction = tokens - self._prompt - self._at_open
+            self._at_open += correction
+            self.delivered += correction
+            self.resent += correction
+
+    def arrived(self, characters: int, tokens: int) -> None:
+        """Text of the running branch came in: `characters` of it are new, for `tokens` tokens."""
+        self._seen += tokens
+        self._chars += characters
+        self._tokens += tokens
+        if not characters and self._ledger:
+            self._ledger[-1][1] += tokens
+        else:
+            self._ledger.append([characters, tokens])
+
+    def take(self, characters: int) -> int:
+        """Tokens of the next `characters` of the running branch.
+
+        A token across the border counts for the earlier unit.
+        """
+        tokens = 0
+        while characters > 0 and self._ledger:
+            entry = self._ledger[0]
+            tokens += entry[1]
+            entry[1] = 0
+            if entry[0] > characters:
+                entry[0] -= characters
+                break
+            characters -= entry[0]
+            self._ledger.popleft()
+        self._taken += tokens
+        return tokens
+
+    def estimate(self, text: str) -> int:
+        """Tokens of rewritten text, rounded up."""
+        ratio = self._chars / self._tokens if self._chars and self._tokens else _CHARS_PER_TOKEN
+        return -int(-len(text) // ratio)
+
+    def cut(self, text: str) -> str:
+        """The longest beginning of `text`, whole words only, estimated to fit what remains."""
+        remaining = self.remaining
+        if remaining is None or self.estimate(text) <= remaining:
+            return text
+        words = text
+        while words and self.estimate(words) > remaining:
+            stripped = words.rstrip()
+            space = max(stripped.rfind(" "), stripped.rfind("\n"))
+            words = stripped[:space] if space > 0 else ""
+        return words.rstrip()
+
+    def usage(self, final: Usage | None, *, rewritten: bool) -> Usage | None:
+        """What was delivered, or None where the upstream never told the prompt's size.
+
+        `final` is the last branch's own report if that branch ran to its end; `rewritten` says
+        that text of the last branch was changed, so its completion count is not what was
+        delivered.
+        """
+        if final is not None:
+            self.prompt(final.prompt_tokens)
+            if self._branches == 1 and not rewritten:
+                return final
+        prompt = self._prompt
+        if prompt is None:
+            if self._branch_prompt is None:
+                return None
+            prompt = max(0, self._branch_prompt - self._at_open)
+        if final is not None and not rewritten:
+            return Usage(prompt, self._at_open + final.completion_tokens)
+        return Usage(prompt, self.delivered)

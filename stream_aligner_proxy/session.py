@@ -1,0 +1,269 @@
+"""Performs one reply's loop: the only place that starts and cancels tasks.
+
+A reader task per branch and a task per review turn what happens into events; the loop answers with
+actions, performed on the spot. Deliveries go through an outbox that only `run` empties, so a slow
+client fills it, the gate closes, the readers stop reading and the upstream feels it (rule 6).
+All tasks live in one task group: on every way out, the client's leaving included, they are
+cancelled and awaited before `run` returns (rule 5).
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from stream_aligner_proxy.core.errors import ProxyError, RequestError, ReviewError
+from stream_aligner_proxy.core.events import (
+    Action,
+    BranchBroke,
+    BranchEnded,
+    CloseBranch,
+    Deliver,
+    DropReview,
+    Event,
+    Fail,
+    Finish,
+    OpenBranch,
+    PartArrived,
+    PromptMetered,
+    ReviewBroke,
+    ReviewDone,
+    StartReview,
+    TextArrived,
+)
+from stream_aligner_proxy.core.loop import AlignmentLoop
+from stream_aligner_proxy.core.ports import Aligner, Observer, Upstream
+from stream_aligner_proxy.core.records import (
+    ChatRequest,
+    Delivery,
+    Finished,
+    Mode,
+    Policy,
+    Usage,
+)
+from stream_aligner_proxy.core.shadow import ShadowLoop
+
+_log = logging.getLogger(__name__)
+
+# Deliveries the client has not taken yet before the readers pause.
+_MAX_OUTBOX = 64
+
+
+class Reply(Protocol):
+    """Where a session delivers: the response."""
+
+    async def deliver(self, delivery: Delivery) -> None:
+        """Hand one thing to the client. Returning late is back-pressure."""
+        ...
+
+
+class Session:
+    """One reply in mode `stream`, `whole` or `shadow`. Use once."""
+
+    def __init__(
+        self,
+        request: ChatRequest,
+        *,
+        upstream: Upstream,
+        aligner: Aligner,
+        policy: Policy,
+        observers: Sequence[Observer] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        scope = "whole" if policy.mode is Mode.WHOLE else "sentence"
+        if scope not in aligner.scopes:
+            raise RequestError(
+                f"the aligner {aligner.name!r} cannot review a {scope}: choose another mode",
+                param="stream_aligner.mode",
+            )
+        self._request = request
+        self._upstream = upstream
+        self._aligner = aligner
+        self._policy = policy
+        self._observers = observers
+        self._clock = clock
+        can_continue = policy.mode is Mode.STREAM and upstream.can_continue(request)
+        self._loop = (
+            ShadowLoop(request, policy)
+            if policy.mode is Mode.SHADOW
+            else AlignmentLoop(request, policy, can_continue=can_continue)
+        )
+        self._continuation = _continuation(policy.mode, can_continue)
+        self._branches: dict[int, asyncio.Task[None]] = {}
+        self._reviews: dict[int, asyncio.Task[None]] = {}
+        self._review_times: dict[int, tuple[float, float | None]] = {}  # started, verdict
+        self._outbox: deque[Delivery] = deque()
+        self._wake = asyncio.Event()
+        self._gate = asyncio.Event()
+        self._outcome: Finish | Fail | None = None
+
+    async def run(self, reply: Reply) -> Finished:
+        """Deliver the whole reply. Raises `ProxyError` where it cannot be; cancel it to abort."""
+        begun = self._clock()
+        mode = self._policy.mode
+        self._tell(lambda observer: observer.opened(mode, self._request.model))
+        ended = "cancelled"
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self._perform(self._loop.start())
+                await self._write(reply, begun)
+            match self._outcome:
+                case Finish(finish_reason, usage, cost):
+                    ended = "finished"
+                    return Finished(finish_reason, usage, cost, mode, self._continuation)
+                case Fail(error):
+                    ended = error.code or error.type
+                    raise error
+                case None:
+                    raise RuntimeError("the session ended without an outcome")
+        except ExceptionGroup as group:
+            ended = "internal_error"
+            raise _first(group) from group
+        finally:
+            self._perform(self._loop.abandon())
+            self._tell(lambda observer: observer.closed(mode, ended, self._clock() - begun))
+
+    # --- tasks -----------------------------------------------------------------------------
+
+    async def _write(self, reply: Reply, begun: float) -> None:
+        """Empty the outbox until there is an outcome."""
+        first = True
+        while True:
+            while self._outbox:
+                delivery = self._outbox.popleft()
+                if first and delivery.text:
+                    first = False
+                    self._tell(lambda observer: observer.first_text(self._clock() - begun))
+                await reply.deliver(delivery)
+                self._set_gate()
+            if self._outcome is not None:
+                return
+            self._wake.clear()
+            await self._wake.wait()
+
+    async def _read(self, opened: OpenBranch) -> None:
+        """Read one branch to its end, or until the loop closes it."""
+        branch = opened.branch
+        finish_reason: str | None = None
+        usage: Usage | None = None
+        metered = False
+        try:
+            async with self._upstream.open(
+                self._request, prefix=opened.prefix, max_tokens=opened.max_tokens
+            ) as chunks:
+                async for chunk in chunks:
+                    if chunk.usage is not None:
+                        usage = chunk.usage
+                        if not metered:
+                            metered = True
+                            self._dispatch(PromptMetered(branch, usage.prompt_tokens))
+                    if chunk.part is not None:
+                        self._dispatch(PartArrived(branch, chunk.part))
+                    if chunk.text:
+                        self._dispatch(TextArrived(branch, chunk.text, chunk.tokens))
+                    finish_reason = chunk.finish_reason or finish_reason
+                    if branch not in self._branches:
+                        return
+                    if not self._gate.is_set():
+                        await self._gate.wait()
+            # Only now, though the reason came earlier: the usage comes after it, and a body read
+            # to its end gives the connection back to the pool.
+            self._dispatch(BranchEnded(branch, finish_reason or "stop", usage))
+        except ProxyError as error:
+            self._dispatch(BranchBroke(branch, error))
+
+    async def _review(self, started: StartReview) -> None:
+        event: Event
+        try:
+            verdict = await self._aligner.review(started.request)
+            event = ReviewDone(started.review, verdict)
+        except ProxyError as error:
+            event = ReviewBroke(started.review, error)
+        except Exception:  # noqa: BLE001 - whatever an aligner raises, the sentence is unreviewed
+            _log.exception("request %s: the aligner raised", self._request.request_id)
+            event = ReviewBroke(started.review, ReviewError("the aligner failed unexpectedly"))
+        if times := self._review_times.get(started.review):
+            self._review_times[started.review] = (times[0], self._clock())
+        self._dispatch(event)
+
+    # --- events and actions ----------------------------------------------------------------
+
+    def _dispatch(self, event: Event) -> None:
+        self._perform(self._loop.handle(event))
+
+    def _perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Deliver():
+                    self._deliver(action)
+                case StartReview(review):
+                    self._review_times[review] = (self._clock(), None)
+                    self._reviews[review] = self._tasks.create_task(self._review(action))
+                case DropReview(review):
+                    self._cancel(self._reviews.pop(review, None))
+                    self._review_times.pop(review, None)
+                case OpenBranch():
+                    self._open(action)
+                case CloseBranch():
+                    self._close(action)
+                case Finish() | Fail():
+                    self._outcome = action
+                    self._wake.set()
+        self._set_gate()
+
+    def _open(self, action: OpenBranch) -> None:
+        self._branches[action.branch] = self._tasks.create_task(self._read(action))
+        self._tell(lambda observer: observer.branch_opened(action.branch, len(action.prefix)))
+
+    def _close(self, action: CloseBranch) -> None:
+        self._cancel(self._branches.pop(action.branch, None))
+        self._tell(lambda observer: observer.branch_closed(action.branch, action.discarded_tokens))
+
+    def _deliver(self, action: Deliver) -> None:
+        review_seconds = waited = None
+        unit = action.unit
+        if unit is not None:
+            if unit.review is not None:
+                self._reviews.pop(unit.review, None)
+                begun, judged = self._review_times.pop(unit.review)
+                review_seconds = None if judged is None else judged - begun
+                waited = self._clock() - begun
+            self._tell(lambda observer: observer.committed(unit, review_seconds))
+        self._outbox.append(Delivery(action.text, action.part, unit, review_seconds, waited))
+        self._wake.set()
+
+    @staticmethod
+    def _cancel(task: asyncio.Task[None] | None) -> None:
+        # A task that is here because of its own event returns by itself.
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+
+    def _set_gate(self) -> None:
+        if self._loop.wants_text and len(self._outbox) < _MAX_OUTBOX:
+            self._gate.set()
+        else:
+            self._gate.clear()
+
+    def _tell(self, call: Callable[[Observer], None]) -> None:
+        """Rule 12: whatever an observer does, the session goes on."""
+        for observer in self._observers:
+            try:
+                call(observer)
+            except Exception:  # noqa: BLE001 - an observer must never end a reply
+                _log.exception("an observer raised")
+
+
+def _continuation(mode: Mode, can_continue: bool) -> str:
+    if mode is not Mode.STREAM:
+        return "none"
+    return "prefill" if can_continue else "rewrite-only"
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group: what failed first is what the client is told."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
