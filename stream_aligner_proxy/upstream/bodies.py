@@ -1,0 +1,75 @@
+"""Request bodies for the upstream: the client's, with what a branch adds. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stream_aligner_proxy.upstream.dialects import Dialect
+
+# Grammars start again at every request, so a continuation would begin a second object.
+_GRAMMARS = (
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
+    "grammar",
+    "json_schema",
+    "regex",
+    "ebnf",
+)
+_LIMITS = ("max_tokens", "max_completion_tokens")
+
+
+def can_continue(body: Mapping[str, Any], dialect: Dialect) -> bool:
+    """Whether a reply to `body` can be continued from a given prefix.
+
+    Not with tools, functions or a forced JSON or grammar format: no upstream was seen to do both.
+    Not where the client itself ends with an assistant message: whether it means a turn to be
+    continued or a closed one depends on its own flags and on the upstream's template, and adding a
+    second assistant message after it would change what it asked for.
+    """
+    if not dialect.continues or body.get("tools") or body.get("functions"):
+        return False
+    if any(body.get(name) for name in _GRAMMARS):
+        return False
+    response_format = body.get("response_format")
+    if isinstance(response_format, Mapping) and response_format.get("type", "text") != "text":
+        return False
+    messages = body.get("messages") or []
+    return len(messages) > 0 and messages[-1].get("role") != "assistant"
+
+
+def branch_body(
+    body: Mapping[str, Any], dialect: Dialect, *, prefix: str = "", max_tokens: int | None = None
+) -> dict[str, Any]:
+    """`body` as one branch sends it: streamed, limited, continuing `prefix`."""
+    sent: dict[str, Any] = {**body, "stream": True}
+    if dialect.usage != "none":
+        sent["stream_options"] = {"include_usage": True}
+        if dialect.usage == "continuous":
+            sent["stream_options"]["continuous_usage_stats"] = True
+    _limit(sent, dialect, max_tokens)
+    if prefix:
+        last = {"role": "assistant", "content": prefix, **dialect.message_fields}
+        sent["messages"] = [*body["messages"], last]
+        for name, value in dialect.body_fields.items():
+            theirs = sent.get(name)
+            if isinstance(value, Mapping):
+                sent[name] = {**theirs, **value} if isinstance(theirs, Mapping) else dict(value)
+            else:
+                sent[name] = value
+    return sent
+
+
+def _limit(sent: dict[str, Any], dialect: Dialect, max_tokens: int | None) -> None:
+    """Put the limit under the name that the client used, if the dialect knows it."""
+    used = [name for name in _LIMITS if sent.get(name) is not None]
+    known = [name for name in used if name in dialect.limit_fields]
+    if max_tokens is None:
+        if not used or known:
+            return
+        max_tokens = sent[used[0]]
+    for name in _LIMITS:
+        sent.pop(name, None)
+    for name in known or dialect.limit_fields[:1]:
+        sent[name] = max_tokens

@@ -1,0 +1,266 @@
+"""The upstream client: one OpenAI-compatible server behind the `Upstream` port.
+
+A branch is one `POST /chat/completions`; leaving its context closes the connection, which is what
+makes the server stop. Rule: no error, repr or log line holds a key or the server's address.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import orjson
+
+from stream_aligner_proxy.core.errors import (
+    ConfigError,
+    RequestError,
+    UpstreamError,
+    UpstreamGarbled,
+    UpstreamTimeout,
+)
+from stream_aligner_proxy.core.records import ChatRequest, Chunk
+from stream_aligner_proxy.upstream.bodies import branch_body, can_continue
+from stream_aligner_proxy.upstream.chunks import ChunkReader, parse_object
+from stream_aligner_proxy.upstream.dialects import Dialect, find_dialect
+from stream_aligner_proxy.upstream.exchange import Exchange, Timeouts
+from stream_aligner_proxy.upstream.rejections import Refusals
+from stream_aligner_proxy.upstream.streams import (
+    MAX_BODY_BYTES,
+    ChunkStream,
+    FrameStream,
+    WholeReply,
+)
+
+_MAX_ERROR_BYTES = 64 * 1024
+# A server that drops idle connections after 5 s (uvicorn's default) must not win the race.
+_KEEPALIVE_SECONDS = 4.0
+_FORWARDED = frozenset(("traceparent", "tracestate", "x-request-id"))
+# Belong to the client's account: they go with its key, never with the proxy's.
+_FORWARDED_WITH_KEY = frozenset(("authorization", "openai-organization", "openai-project"))
+_RETURNED = ("content-type", "x-request-id", "openai-processing-ms", "openai-version")
+_MIN_SECRET_CHARS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """A relayed answer: `body` where the upstream answered JSON, otherwise `frames`."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes | None
+    frames: AsyncIterator[bytes]
+
+
+class HttpUpstream:
+    """Implements `core.ports.Upstream` over HTTP with one connection pool.
+
+    `base_url` includes the API's path (`…/v1`). A configured `api_key` is used for every request;
+    without one the client's own `authorization` goes on. Used from one event loop.
+    Raises `ConfigError` for an unknown dialect, an address or a key that cannot work.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        dialect: str = "generic",
+        *,
+        api_key: str | None = None,
+        timeouts: Timeouts | None = None,
+        max_connections: int = 1000,
+    ) -> None:
+        self._name = name
+        self._dialect = find_dialect(dialect, f"upstreams.{name}.dialect")
+        self._base = _checked_address(base_url, f"upstreams.{name}.base_url")
+        if api_key is not None and not _sendable(api_key):
+            raise ConfigError(f"upstreams.{name}.api_key: not a key that a header can carry")
+        self._api_key = api_key
+        self._timeouts = timeouts or Timeouts()
+        self._chat_url = httpx.URL(f"{self._base}/chat/completions")
+        self._client = httpx.AsyncClient(
+            timeout=self._timeouts.for_httpx(),
+            limits=httpx.Limits(
+                max_connections=max_connections,
+                max_keepalive_connections=max_connections,
+                keepalive_expiry=_KEEPALIVE_SECONDS,
+            ),
+            trust_env=False,
+            # Events must arrive one by one: compression would hold them back.
+            headers={"accept-encoding": "identity", "user-agent": "stream-aligner-proxy"},
+        )
+
+    def __repr__(self) -> str:
+        return f"HttpUpstream({self._name!r}, dialect={self._dialect.name!r})"
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def dialect(self) -> Dialect:
+        return self._dialect
+
+    def can_continue(self, request: ChatRequest) -> bool:
+        """See `bodies.can_continue`."""
+        return can_continue(request.body, self._dialect)
+
+    @asynccontextmanager
+    async def open(
+        self, request: ChatRequest, *, prefix: str = "", max_tokens: int | None = None
+    ) -> AsyncIterator[AsyncIterator[Chunk]]:
+        """Run one branch; see the port. `prefix` comes without trailing whitespace, and the new
+        text keeps its leading whitespace: only so does the seam tokenise as one text would."""
+        body = branch_body(request.body, self._dialect, prefix=prefix, max_tokens=max_tokens)
+        headers, refusals = self._headers(request.headers, request.request_id, stream=True)
+        repeated = prefix if self._dialect.repeats_prefix else ""
+        reader = ChunkReader(refusals, repeated)
+        exchange = self._post(_encode(body), headers)
+        try:
+            response = await self._answer(exchange, refusals)
+            kind = WholeReply if _is_json(response) else ChunkStream
+            chunks = kind(exchange, reader)
+            yield chunks
+            if chunks.over:
+                await exchange.drain()
+        finally:
+            await exchange.close()
+
+    @asynccontextmanager
+    async def relay(
+        self,
+        body: bytes | Mapping[str, Any],
+        headers: Mapping[str, str],
+        *,
+        stream: bool,
+        request_id: str = "",
+    ) -> AsyncIterator[Relayed]:
+        """Pass a chat request and its answer through unread, errors mapped as for a branch.
+
+        A streamed answer comes as complete SSE frames, so a reset can never leave half of one.
+        """
+        sent, refusals = self._headers(headers, request_id, stream=stream)
+        exchange = self._post(body if isinstance(body, bytes) else _encode(body), sent)
+        try:
+            response = await self._answer(exchange, refusals)
+            told = {name: response.headers[name] for name in _RETURNED if name in response.headers}
+            frames = FrameStream(exchange, refusals)
+            whole: bytes | None = None
+            if _is_json(response):
+                whole = await exchange.read_all(MAX_BODY_BYTES)
+                parsed = parse_object(whole)
+                if parsed.get("error"):
+                    raise refusals.from_frame(parsed)
+            yield Relayed(response.status_code, told, whole, frames)
+            if frames.over:
+                await exchange.drain()
+        finally:
+            await exchange.close()
+
+    async def models(self, headers: Mapping[str, str] | None = None) -> list[dict[str, object]]:
+        """The upstream's `/models` data; `headers` may bring the client's own key."""
+        exchange, refusals = self._get_models(headers or {}, self._timeouts)
+        try:
+            await self._answer(exchange, refusals)
+            body = await exchange.read_all(MAX_BODY_BYTES)
+        finally:
+            await exchange.close()
+        data = parse_object(body).get("data")
+        if not isinstance(data, list) or not all(isinstance(model, dict) for model in data):
+            raise UpstreamGarbled(f"upstream {self._name!r} sent a malformed list of models")
+        return data
+
+    async def ping(self) -> None:
+        """Raise `UpstreamError` unless the server answers `/models` soon, and takes our key.
+
+        Without a key of our own a 401 will do, and so will a server that has no `/models`.
+        """
+        seconds = self._timeouts.ping
+        short = Timeouts(seconds, seconds, seconds, seconds)
+        exchange, refusals = self._get_models({}, short)
+        try:
+            await self._answer(exchange, refusals)
+        except UpstreamTimeout:
+            raise
+        except UpstreamError:
+            status = exchange.status
+            tolerated = (404, 405) if self._api_key else (401, 403, 404, 405)
+            if status not in tolerated:
+                raise
+        finally:
+            await exchange.close()
+
+    async def aclose(self) -> None:
+        """Close the connection pool."""
+        await self._client.aclose()
+
+    def _post(self, content: bytes, headers: dict[str, str]) -> Exchange:
+        request = self._client.build_request(
+            "POST", self._chat_url, content=content, headers=headers
+        )
+        return Exchange(self._client, request, self._timeouts, self._name)
+
+    def _get_models(
+        self, headers: Mapping[str, str], timeouts: Timeouts
+    ) -> tuple[Exchange, Refusals]:
+        sent, refusals = self._headers(headers, "", stream=False)
+        request = self._client.build_request(
+            "GET", f"{self._base}/models", headers=sent, timeout=timeouts.for_httpx()
+        )
+        return Exchange(self._client, request, timeouts, self._name), refusals
+
+    async def _answer(self, exchange: Exchange, refusals: Refusals) -> httpx.Response:
+        """The answer, if it is a 200. Raises `UpstreamError`."""
+        response = await exchange.send()
+        if response.status_code == 200:
+            return response
+        body = await exchange.read_all(_MAX_ERROR_BYTES)
+        raise refusals.from_status(response.status_code, response.headers, body)
+
+    def _headers(
+        self, theirs: Mapping[str, str], request_id: str, *, stream: bool
+    ) -> tuple[dict[str, str], Refusals]:
+        """What is sent, by the allow-list, and how refusals of it are told."""
+        allowed = _FORWARDED if self._api_key else _FORWARDED | _FORWARDED_WITH_KEY
+        sent = {
+            name.lower(): value
+            for name, value in theirs.items()
+            if name.lower() in allowed and _sendable(value)
+        }
+        if request_id and _sendable(request_id):
+            sent["x-request-id"] = request_id
+        own_key = "authorization" in sent
+        if self._api_key:
+            sent["authorization"] = f"Bearer {self._api_key}"
+        secret = sent.get("authorization", "").removeprefix("Bearer ")
+        secrets = (secret,) if len(secret) >= _MIN_SECRET_CHARS else ()
+        sent["accept"] = "text/event-stream" if stream else "application/json"
+        sent["content-type"] = "application/json"
+        return sent, Refusals(self._name, own_key, secrets)
+
+
+def _checked_address(base_url: str, key: str) -> str:
+    try:
+        url = httpx.URL(base_url)
+    except (httpx.InvalidURL, TypeError) as error:
+        raise ConfigError(f"{key}: not an address") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigError(f"{key}: must begin with http:// or https:// and name a host")
+    return base_url.rstrip("/")
+
+
+def _sendable(value: str) -> bool:
+    """Whether a header can carry it: printable ASCII, not empty."""
+    return bool(value.strip()) and value.isascii() and value.isprintable()
+
+
+def _encode(body: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise RequestError("the request holds what JSON cannot carry") from error
+
+
+def _is_json(response: httpx.Response) -> bool:
+    kind: str = response.headers.get("content-type", "")
+    return kind.partition(";")[0].strip().lower() == "application/json"

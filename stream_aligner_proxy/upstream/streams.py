@@ -1,0 +1,161 @@
+"""What a branch and a relay hand out: chunks, or raw frames, pulled one at a time.
+
+Classes rather than generators: they can be dropped at any point, and leaving the context that
+opened them is all the clean-up there is. What came before an error is always handed out before it.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterable
+from typing import Self
+
+from stream_aligner_proxy.core.errors import UpstreamError, UpstreamGarbled
+from stream_aligner_proxy.core.records import Chunk
+from stream_aligner_proxy.upstream.chunks import ChunkReader, parse_object
+from stream_aligner_proxy.upstream.exchange import Exchange
+from stream_aligner_proxy.upstream.rejections import Refusals
+from stream_aligner_proxy.upstream.sse import SseDecoder, SseEvent, SseFrames
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+# A reply is complete with its finish reason; usage and [DONE] follow at once or never.
+_AFTER_FINISH_SECONDS = 5.0
+_DONE = b"[DONE]"
+_DONE_FRAME = b"data: [DONE]\n\n"
+# Inside a JSON string the quotes are escaped, so no reply's text can look like this.
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+
+
+class ChunkStream:
+    """The chunks of one branch."""
+
+    def __init__(self, exchange: Exchange, reader: ChunkReader) -> None:
+        self._exchange = exchange
+        self._reader = reader
+        self._decoder = SseDecoder()
+        self._ready: deque[Chunk] = deque()
+        self._error: UpstreamError | None = None
+        self.over = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        while not self._ready:
+            if self._error is not None:
+                raise self._error
+            if self.over:
+                raise StopAsyncIteration
+            await self._fill()
+        return self._ready.popleft()
+
+    async def _fill(self) -> None:
+        finished = self._reader.finished
+        try:
+            data = await self._exchange.read(_AFTER_FINISH_SECONDS if finished else None)
+            events = self._decoder.flush() if data is None else self._decoder.feed(data)
+            self._take(events)
+        except UpstreamError as error:
+            self._end(error)
+        else:
+            if data is None:
+                self._end(None)
+
+    def _take(self, events: Iterable[SseEvent]) -> None:
+        for event in events:
+            if event.data == _DONE:
+                self._end(None)
+                return
+            self._ready.extend(self._reader.read(event))
+
+    def _end(self, error: UpstreamError | None) -> None:
+        if not self.over and not self._reader.finished:
+            self._error = error or UpstreamGarbled(
+                "the upstream's stream ended before its reply did"
+            )
+        self.over = True
+
+
+class WholeReply(ChunkStream):
+    """The chunks of a server that ignored `stream` and answered one JSON object."""
+
+    async def _fill(self) -> None:
+        try:
+            reply = parse_object(await self._exchange.read_all(MAX_BODY_BYTES))
+            self._ready.extend(self._reader.read_object(reply))
+        except UpstreamError as error:
+            self._end(error)
+        else:
+            self._end(None)
+
+
+class FrameStream:
+    """The frames of one relayed stream, each ending with a blank line.
+
+    Ends with `data: [DONE]`, which is added where the upstream omits it after a finish reason.
+    """
+
+    def __init__(self, exchange: Exchange, refusals: Refusals) -> None:
+        self._exchange = exchange
+        self._refusals = refusals
+        self._frames = SseFrames()
+        self._ready: deque[bytes] = deque()
+        self._error: UpstreamError | None = None
+        self._finished = False
+        self.over = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._ready:
+            if self._error is not None:
+                raise self._error
+            if self.over:
+                raise StopAsyncIteration
+            await self._fill()
+        return self._ready.popleft()
+
+    async def _fill(self) -> None:
+        try:
+            data = await self._exchange.read(_AFTER_FINISH_SECONDS if self._finished else None)
+            if data is not None:
+                self._take(self._frames.feed(data))
+            elif rest := self._frames.flush():
+                # Only a frame that was whole but for its blank line is worth passing on.
+                for event in SseDecoder().feed(rest + b"\n\n"):
+                    if event.data != _DONE:
+                        parse_object(event.data)
+                    self._take([rest + b"\n\n"])
+        except UpstreamError as error:
+            self._end(error)
+        else:
+            if data is None:
+                self._end(None)
+
+    def _take(self, frames: Iterable[bytes]) -> None:
+        for frame in frames:
+            if self.over:
+                return
+            if b'"error"' in frame:
+                self._check(frame)
+            self._finished = self._finished or _FINISHED.search(frame) is not None
+            self._ready.append(frame)
+            self.over = frame in (_DONE_FRAME, b"data:[DONE]\n\n")
+
+    def _check(self, frame: bytes) -> None:
+        """An error frame is raised, so that it gets the same treatment as in a branch."""
+        for event in SseDecoder().feed(frame):
+            value = parse_object(event.data)
+            if event.event == "error" or value.get("error"):
+                raise self._refusals.from_frame(value)
+
+    def _end(self, error: UpstreamError | None) -> None:
+        if self.over:
+            return
+        self.over = True
+        if self._finished:
+            self._ready.append(_DONE_FRAME)
+        else:
+            self._error = error or UpstreamGarbled(
+                "the upstream's stream ended before its reply did"
+            )
