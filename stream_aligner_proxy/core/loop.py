@@ -349,11 +349,11 @@ class AlignmentLoop:
     def _commit(self, unit: _Unit, text: str, outcome: Outcome) -> None:
         self._waiting.popleft()
         self._units -= 1
-        if not self._committed:
-            # Only where an opening sentence was deleted: its successor's whitespace goes with it.
-            text = text if self._index == 0 else text.lstrip()
-        rewritten = outcome == "replace"
-        self._meter.delivered += self._meter.estimate(text) if rewritten else unit.tokens
+        text = self._joined_to(self._committed, text)
+        if outcome == "replace":
+            self._meter.rewritten(text)
+        else:
+            self._meter.delivered += unit.tokens
         self._committed += text
         self._actions.append(
             Deliver(
@@ -371,6 +371,10 @@ class AlignmentLoop:
             )
         )
         self._index += 1
+
+    def _joined_to(self, before: str, text: str) -> str:
+        """`text` as it follows `before`: whitespace goes with an opening that was deleted."""
+        return text if before or self._index == 0 else text.lstrip()
 
     def _start_reviews(self) -> None:
         in_flight = len(self._reviews)
@@ -390,7 +394,7 @@ class AlignmentLoop:
                 scope: Literal["sentence", "whole"] = "whole" if self._whole else "sentence"
                 review = Review(self._conversation, self._committed + ahead, unit.core, scope)
                 self._actions.append(StartReview(unit.review, review))
-            ahead += unit.text
+            ahead += self._joined_to(self._committed + ahead, unit.text)
 
     def _drop_reviews(self, *, keep_units: bool) -> None:
         for review in self._reviews:

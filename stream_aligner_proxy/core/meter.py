@@ -3,16 +3,20 @@
 The upstream's own counts are used wherever it gives them: a continued branch's prompt holds the
 committed text, so the difference between its prompt and the first branch's is the exact size of
 what was committed, in the upstream's tokens. Until that is known, kept text counts what arrived
-for it and rewritten text is estimated by the reply's own ratio of characters to tokens.
+for it and rewritten text is estimated by the reply's own ratio of characters to tokens. Against
+the client's limit a rewritten text counts by a cautious bound instead: too many estimated tokens
+end a reply a little early, too few would give the client more than it asked for.
 """
 
+import re
 from collections import deque
 
 from stream_aligner_proxy.core.records import Usage
 
-# Before any text was seen. Low on purpose: too many estimated tokens end a reply early, too few
-# would give the client more than it asked for.
-_CHARS_PER_TOKEN = 3.0
+# Before any text was seen.
+_CHARS_PER_TOKEN = 4.0
+# No common tokenizer needs more for text it knows: four letters, one digit or one other sign.
+_PIECE = re.compile(r"[A-Za-z]{1,4}|[^\sA-Za-z]|\n")
 
 
 class Meter:
@@ -22,6 +26,7 @@ class Meter:
         self.limit = limit
         self.delivered = 0  # committed so far, exact up to the last measured branch
         self.resent = 0  # prefix tokens sent again with continuations
+        self._margin = 0  # cautious bound of rewritten text, over its estimate in `delivered`
         self._prompt: int | None = None  # of the first branch
         self._branch_prompt: int | None = None
         self._branches = 0
@@ -47,7 +52,7 @@ class Meter:
     @property
     def remaining(self) -> int | None:
         """Tokens that may still be delivered; None without a limit."""
-        return None if self.limit is None else max(0, self.limit - self.delivered)
+        return None if self.limit is None else max(0, self.limit - self.delivered - self._margin)
 
     @property
     def overrun(self) -> bool:
@@ -71,6 +76,7 @@ class Meter:
             self._at_open += correction
             self.delivered += correction
             self.resent += correction
+            self._margin = 0
 
     def arrived(self, characters: int, tokens: int) -> None:
         """Text of the running branch came in: `characters` of it are new, for `tokens` tokens."""
@@ -100,18 +106,26 @@ class Meter:
         self._taken += tokens
         return tokens
 
-    def estimate(self, text: str) -> int:
-        """Tokens of rewritten text, rounded up."""
+    def rewritten(self, text: str) -> None:
+        """Text that no branch wrote was committed."""
+        estimate = self._estimate(text)
+        self.delivered += estimate
+        self._margin += self._bound(text) - estimate
+
+    def _bound(self, text: str) -> int:
+        return max(sum(1 for _ in _PIECE.finditer(text)), self._estimate(text))
+
+    def _estimate(self, text: str) -> int:
         ratio = self._chars / self._tokens if self._chars and self._tokens else _CHARS_PER_TOKEN
         return -int(-len(text) // ratio)
 
     def cut(self, text: str) -> str:
-        """The longest beginning of `text`, whole words only, estimated to fit what remains."""
+        """The longest beginning of `text`, whole words only, sure to fit what remains."""
         remaining = self.remaining
-        if remaining is None or self.estimate(text) <= remaining:
+        if remaining is None or self._bound(text) <= remaining:
             return text
         words = text
-        while words and self.estimate(words) > remaining:
+        while words and self._bound(words) > remaining:
             stripped = words.rstrip()
             space = max(stripped.rfind(" "), stripped.rfind("\n"))
             words = stripped[:space] if space > 0 else ""

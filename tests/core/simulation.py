@@ -1,0 +1,137 @@
+"""A scheduler for the loop without I/O: it performs actions and picks what happens next.
+
+Everything the outside world could do in any order is a choice of the caller: which running thing
+moves, what the upstream writes, how the aligner judges, and late events of things already closed.
+The checks that must hold after every single step are in here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from stream_aligner_proxy.core.events import (
+    Action,
+    BranchBroke,
+    BranchEnded,
+    CloseBranch,
+    Deliver,
+    DropReview,
+    Event,
+    Fail,
+    Finish,
+    OpenBranch,
+    ReviewDone,
+    StartReview,
+    TextArrived,
+)
+from stream_aligner_proxy.core.loop import AlignmentLoop
+from stream_aligner_proxy.core.records import ChatRequest, Policy, Review, Turn, Verdict
+
+REQUEST = ChatRequest("m", {}, (Turn("user", "q"),))
+
+
+@dataclass
+class Simulation:
+    """`judge` is the aligner; `write` gives a branch's chunks for a prefix."""
+
+    policy: Policy
+    write: Callable[[str], list[str]]
+    judge: Callable[[Review], Verdict]
+    can_continue: bool = True
+    request: ChatRequest = REQUEST
+    delivered: str = ""
+    deliveries: list[Deliver] = field(default_factory=list)
+    prefixes: list[str] = field(default_factory=list)
+    closed: list[int] = field(default_factory=list)
+    running: dict[int, list[str]] = field(default_factory=dict)
+    reviews: dict[int, Review] = field(default_factory=dict)
+    asked: dict[int, Review] = field(default_factory=dict)
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    outcome: Finish | Fail | None = None
+    most_waiting: int = 0
+
+    def __post_init__(self) -> None:
+        self.loop = AlignmentLoop(self.request, self.policy, can_continue=self.can_continue)
+        self.perform(self.loop.start())
+
+    def send(self, event: Event) -> None:
+        self.perform(self.loop.handle(event))
+
+    def perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            assert self.outcome is None, "an action after the end"
+            match action:
+                case OpenBranch(branch, prefix):
+                    assert not self.running, "two branches at once"
+                    assert prefix == self.delivered.rstrip()
+                    self.prefixes.append(prefix)
+                    self.running[branch] = self.write(prefix)
+                case CloseBranch(branch):
+                    del self.running[branch]
+                    self.closed.append(branch)
+                case StartReview(review, request):
+                    assert request.sentence == request.sentence.strip() != ""
+                    self.reviews[review] = self.asked[review] = request
+                case DropReview(review):
+                    self.reviews.pop(review, None)
+                case Deliver():
+                    self.check_delivery(action)
+                    self.delivered += action.text
+                    self.deliveries.append(action)
+                case Finish() | Fail():
+                    self.outcome = action
+        assert self.loop.committed == self.delivered
+
+    def check_delivery(self, action: Deliver) -> None:
+        """Nothing unreviewed is delivered, and each verdict was given for exactly this place."""
+        unit = action.unit
+        if unit is None:
+            assert action.part is not None
+            return
+        assert unit.text == action.text
+        assert unit.index == sum(d.unit is not None for d in self.deliveries)
+        if unit.outcome == "passed":
+            assert unit.text in (unit.original, unit.original.lstrip())
+        elif unit.outcome == "unreviewed":
+            assert self.policy.fail_open
+        else:
+            assert unit.review is not None
+            asked, verdict = self.asked[unit.review], self.verdicts[unit.review]
+            assert asked.sentence == unit.original.strip()
+            assert asked.committed == self.delivered
+            assert (unit.outcome == "keep") == verdict.kept
+            if verdict.kept and self.request.max_tokens is None:
+                assert unit.text in (unit.original, unit.original.lstrip())
+
+    # --- moves -----------------------------------------------------------------------------
+
+    def feed(self) -> None:
+        """The running branch writes its next chunk, or ends."""
+        [(branch, chunks)] = self.running.items()
+        if chunks:
+            self.send(TextArrived(branch, chunks.pop(0)))
+        else:
+            self.send(BranchEnded(branch, "stop"))
+
+    def break_off(self, error: BranchBroke) -> None:
+        self.send(error)
+
+    def answer(self, review: int) -> None:
+        verdict = self.judge(self.reviews.pop(review))
+        self.verdicts[review] = verdict
+        self.send(ReviewDone(review, verdict))
+
+    def moves(self) -> list[Callable[[], None]]:
+        moves: list[Callable[[], None]] = []
+        if self.running and self.loop.wants_text:
+            moves.append(self.feed)
+        moves.extend((lambda review=review: self.answer(review)) for review in sorted(self.reviews))
+        return moves
+
+    def run(self, choose: Callable[[int], int] = lambda count: 0) -> "Simulation":
+        for _ in range(10_000):
+            if self.outcome is not None:
+                return self
+            moves = self.moves()
+            assert moves, "nothing can happen, and the reply is not finished"
+            moves[choose(len(moves))]()
+        raise AssertionError("the reply does not end")

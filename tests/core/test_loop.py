@@ -1,0 +1,329 @@
+"""The alignment loop, as scripts: what happens, and what the loop asks for."""
+
+import pytest
+
+from stream_aligner_proxy.core.errors import ReviewError, UpstreamUnreachable
+from stream_aligner_proxy.core.events import (
+    BranchBroke,
+    BranchEnded,
+    CloseBranch,
+    Deliver,
+    DropReview,
+    Fail,
+    Finish,
+    IllegalEvent,
+    OpenBranch,
+    PartArrived,
+    PromptMetered,
+    ReviewBroke,
+    ReviewDone,
+    StartReview,
+    TextArrived,
+)
+from stream_aligner_proxy.core.loop import AlignmentLoop
+from stream_aligner_proxy.core.records import (
+    ChatRequest,
+    Mode,
+    Policy,
+    Review,
+    Turn,
+    Usage,
+    Verdict,
+)
+
+REQUEST = ChatRequest("m", {}, (Turn("user", "q"),))
+KEEP = Verdict()
+
+
+def loop_of(policy: Policy | None = None, *, can_continue=True, max_tokens=None) -> AlignmentLoop:
+    request = ChatRequest("m", {}, (Turn("user", "q"),), max_tokens)
+    loop = AlignmentLoop(request, policy or Policy(), can_continue=can_continue)
+    assert loop.start() == [OpenBranch(0, "", max_tokens)]
+    return loop
+
+
+def texts(actions) -> list[str]:
+    return [action.text for action in actions if isinstance(action, Deliver)]
+
+
+def of(kind, actions):
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def test_a_sentence_is_reviewed_as_soon_as_it_is_complete_and_delivered_when_kept():
+    loop = loop_of()
+    assert loop.handle(TextArrived(0, "One")) == []
+    actions = loop.handle(TextArrived(0, " two. Three"))
+    assert actions == [StartReview(0, Review((Turn("user", "q"),), "", "One two."))]
+    assert texts(loop.handle(ReviewDone(0, KEEP))) == ["One two."]
+    assert loop.committed == "One two."
+
+
+def test_a_replacement_closes_the_branch_and_continues_from_the_corrected_text():
+    loop = loop_of()
+    loop.handle(TextArrived(0, "One. Two. Thr"))
+    loop.handle(ReviewDone(0, KEEP))
+    actions = loop.handle(ReviewDone(1, Verdict("2.")))
+    assert texts(actions) == [" 2."]
+    assert of(CloseBranch, actions)[0].branch == 0
+    assert of(OpenBranch, actions) == [OpenBranch(1, "One. 2.", None)]
+    assert loop.handle(TextArrived(0, "ee. Four. Five.")) == []
+    loop.handle(TextArrived(1, " 3. "))
+    loop.handle(BranchEnded(1, "stop"))
+    actions = loop.handle(ReviewDone(2, KEEP))
+    assert loop.committed == "One. 2. 3. "
+    assert of(Finish, actions)[0].finish_reason == "stop"
+
+
+def test_reviews_made_ahead_assume_that_what_waits_is_kept_and_are_dropped_when_it_is_not():
+    loop = loop_of(Policy(review_ahead=3))
+    actions = loop.handle(TextArrived(0, "One. Two. Three. F"))
+    assert [a.request.committed for a in of(StartReview, actions)] == ["", "One.", "One. Two."]
+    assert loop.handle(ReviewDone(1, KEEP)) == []
+    actions = loop.handle(ReviewDone(0, Verdict("1.")))
+    assert of(DropReview, actions) == [DropReview(2)]
+    assert loop.handle(ReviewDone(2, KEEP)) == []
+    assert loop.committed == "1."
+
+
+def test_verdicts_commit_in_order_whatever_order_they_come_in():
+    loop = loop_of(Policy(review_ahead=3))
+    loop.handle(TextArrived(0, "One. Two. Three. F"))
+    assert texts(loop.handle(ReviewDone(2, KEEP))) == []
+    assert texts(loop.handle(ReviewDone(1, KEEP))) == []
+    assert texts(loop.handle(ReviewDone(0, KEEP))) == ["One.", " Two.", " Three."]
+
+
+def test_where_the_upstream_cannot_continue_the_branch_is_kept_and_reviewed_on_the_new_text():
+    loop = loop_of(Policy(review_ahead=2), can_continue=False)
+    loop.handle(TextArrived(0, "One. Two. T"))
+    actions = loop.handle(ReviewDone(0, Verdict("1.")))
+    assert not of(CloseBranch, actions)
+    assert [a.request.committed for a in of(StartReview, actions)] == ["1."]
+    [again] = of(StartReview, actions)
+    assert texts(loop.handle(ReviewDone(again.review, KEEP))) == [" Two."]
+
+
+def test_a_deletion_keeps_the_branch_because_the_same_prefix_would_bring_the_sentence_back():
+    loop = loop_of(Policy(review_ahead=1))
+    loop.handle(TextArrived(0, "Rude. Fine. M"))
+    actions = loop.handle(ReviewDone(0, Verdict("")))
+    assert texts(actions) == [""]
+    assert not of(OpenBranch, actions)
+    actions = loop.handle(ReviewDone(1, KEEP))
+    assert texts(actions) == ["Fine."]
+
+
+def test_after_the_allowed_continuations_corrections_no_longer_restart_the_upstream():
+    loop = loop_of(Policy(max_continuations=1))
+    loop.handle(TextArrived(0, "One. T"))
+    assert of(OpenBranch, loop.handle(ReviewDone(0, Verdict("1."))))
+    loop.handle(TextArrived(1, " Two. T"))
+    assert not of(OpenBranch, loop.handle(ReviewDone(1, Verdict("2."))))
+    assert loop.committed == "1. 2."
+
+
+def test_an_end_verdict_finishes_the_reply_without_asking_the_upstream_for_more():
+    for verdict in (Verdict(None, True), Verdict("Enough.", True)):
+        loop = loop_of()
+        loop.handle(TextArrived(0, "One. Two. Three. F"))
+        actions = loop.handle(ReviewDone(0, verdict))
+        assert len(of(CloseBranch, actions)) == 1
+        assert not of(OpenBranch, actions)
+        assert of(Finish, actions)[0].finish_reason == "stop"
+        assert loop.done
+
+
+def test_text_that_waits_is_delivered_before_a_failure_is_told():
+    loop = loop_of()
+    loop.handle(TextArrived(0, "One. T"))
+    error = UpstreamUnreachable("gone")
+    assert of(Fail, loop.handle(BranchBroke(0, error))) == []
+    actions = loop.handle(ReviewDone(0, KEEP))
+    assert texts(actions) == ["One."]
+    assert of(Fail, actions) == [Fail(error)]
+
+
+def test_a_failure_of_the_old_branch_is_void_once_its_text_is_corrected():
+    loop = loop_of()
+    loop.handle(TextArrived(0, "One. T"))
+    loop.handle(BranchBroke(0, UpstreamUnreachable("gone")))
+    actions = loop.handle(ReviewDone(0, Verdict("1.")))
+    assert of(OpenBranch, actions) == [OpenBranch(1, "1.", None)]
+    assert not of(Fail, actions)
+
+
+def test_a_failed_review_ends_the_reply_and_nothing_of_the_sentence_is_delivered():
+    loop = loop_of()
+    loop.handle(TextArrived(0, "One. Two. T"))
+    actions = loop.handle(ReviewBroke(0, ReviewError("no")))
+    assert texts(actions) == []
+    assert of(Fail, actions)[0].error.code == "review_failed"
+    assert len(of(CloseBranch, actions)) == 1
+    assert loop.committed == ""
+
+
+def test_fail_open_delivers_the_original_and_says_so():
+    loop = loop_of(Policy(fail_open=True))
+    loop.handle(TextArrived(0, "One. T"))
+    actions = loop.handle(ReviewBroke(0, ReviewError("no")))
+    [delivery] = of(Deliver, actions)
+    assert delivery.unit.outcome == "unreviewed"
+    assert delivery.unit.error == "no"
+    assert loop.cost.unreviewed == 1
+
+
+def test_a_full_lookahead_stops_the_reading_until_a_verdict_comes():
+    loop = loop_of(Policy(lookahead=2))
+    loop.handle(TextArrived(0, "One. T"))
+    assert loop.wants_text
+    loop.handle(TextArrived(0, "wo. T"))
+    assert not loop.wants_text
+    loop.handle(ReviewDone(0, KEEP))
+    assert loop.wants_text
+
+
+def test_parts_that_are_not_prose_never_overtake_text_that_waits():
+    loop = loop_of()
+    loop.handle(TextArrived(0, "Let me look"))
+    actions = loop.handle(PartArrived(0, {"tool_calls": []}))
+    assert of(Deliver, actions) == []
+    actions = loop.handle(ReviewDone(0, KEEP))
+    assert [(a.text, a.part) for a in of(Deliver, actions)] == [
+        ("Let me look", None),
+        ("", {"tool_calls": []}),
+    ]
+
+
+def test_parts_waiting_behind_a_sentence_are_bounded():
+    loop = loop_of()
+    loop.handle(TextArrived(0, "Let me look"))
+    sent = 0
+    while loop.wants_text:
+        loop.handle(PartArrived(0, {"n": sent}))
+        sent += 1
+        assert sent < 1000
+    assert sent > 10
+
+
+def test_code_passes_in_order_without_review_unless_the_policy_reviews_it():
+    text = "Look:\n```py\nx = 1.\n```\nDone. No"
+    loop = loop_of()
+    actions = loop.handle(TextArrived(0, text))
+    assert [a.request.sentence for a in of(StartReview, actions)] == ["Look:", "Done."]
+    loop = loop_of(Policy(review_code=True, review_ahead=9))
+    actions = loop.handle(TextArrived(0, text))
+    assert len(of(StartReview, actions)) > 2
+
+
+def test_trailing_whitespace_that_was_not_sent_is_not_delivered_twice():
+    loop = loop_of()
+    loop.handle(TextArrived(0, "One.\n"))
+    loop.handle(BranchEnded(0, "stop"))
+    unit_tail = loop.handle(ReviewDone(0, Verdict("1.")))
+    opened = of(OpenBranch, unit_tail)
+    assert opened[0].prefix == "1."
+    owed = loop.committed[len("1.") :]
+    loop.handle(TextArrived(1, "\n"))
+    loop.handle(TextArrived(1, "2. "))
+    loop.handle(BranchEnded(1, "stop"))
+    loop.handle(ReviewDone(1, KEEP))
+    assert owed in ("", "\n")
+    assert loop.committed == "1.\n2. "
+
+
+def test_a_whole_answer_is_reviewed_once_at_its_end():
+    loop = loop_of(Policy(mode=Mode.WHOLE))
+    assert loop.handle(TextArrived(0, "One. Two. ")) == []
+    actions = loop.handle(BranchEnded(0, "stop"))
+    assert of(StartReview, actions)[0].request.scope == "whole"
+    actions = loop.handle(ReviewDone(0, Verdict("1. 2.")))
+    assert texts(actions) == ["1. 2. "]
+    assert of(Finish, actions)[0].finish_reason == "stop"
+
+
+def test_a_whole_answer_that_is_too_long_fails_instead_of_growing():
+    loop = loop_of(Policy(mode=Mode.WHOLE, max_whole_chars=10))
+    actions = loop.handle(TextArrived(0, "x" * 11))
+    assert of(Fail, actions)
+
+
+def test_keeping_everything_passes_usage_and_finish_reason_through():
+    usage = Usage(7, 5, {"prompt_tokens_details": {"cached_tokens": 3}})
+    loop = loop_of()
+    loop.handle(PromptMetered(0, 7))
+    loop.handle(TextArrived(0, "One. Two"))
+    loop.handle(BranchEnded(0, "length", usage))
+    loop.handle(ReviewDone(0, KEEP))
+    [finish] = of(Finish, loop.handle(ReviewDone(1, KEEP)))
+    assert (finish.finish_reason, finish.usage) == ("length", usage)
+
+
+def test_usage_after_a_correction_is_what_was_delivered_by_the_upstreams_own_counts():
+    loop = loop_of()
+    loop.handle(PromptMetered(0, 10))
+    for text in ("One", ".", " Two", ".", " Three", "."):
+        loop.handle(TextArrived(0, text))
+    loop.handle(ReviewDone(0, KEEP))
+    loop.handle(ReviewDone(1, Verdict("a b c d.")))
+    loop.handle(PromptMetered(1, 17))  # the prefix has seven of the upstream's tokens
+    loop.handle(TextArrived(1, " End."))
+    loop.handle(BranchEnded(1, "stop", Usage(17, 3)))
+    [finish] = of(Finish, loop.handle(ReviewDone(2, KEEP)))
+    assert finish.usage == Usage(10, 10)
+    assert finish.cost.branches == 2
+    assert finish.cost.resent_prefix_tokens == 7
+    assert finish.cost.discarded_tokens == 2
+
+
+def test_a_continuation_may_only_write_the_tokens_that_are_left():
+    loop = loop_of(max_tokens=10)
+    for text in ("One", ".", " Two", "."):
+        loop.handle(TextArrived(0, text))
+    loop.handle(TextArrived(0, " T"))
+    loop.handle(ReviewDone(0, KEEP))
+    [opened] = of(OpenBranch, loop.handle(ReviewDone(1, Verdict("2 2."))))
+    assert 0 < opened.max_tokens < 10
+
+
+def test_a_replacement_longer_than_what_is_left_is_cut_at_a_word_and_ends_with_length():
+    loop = loop_of(max_tokens=4)
+    loop.handle(TextArrived(0, "Once upon.", 3))
+    loop.handle(TextArrived(0, " T"))
+    actions = loop.handle(ReviewDone(0, Verdict("word " * 40)))
+    assert of(Finish, actions)[0].finish_reason == "length"
+    assert loop.committed.count("word") == 2
+    assert not of(OpenBranch, actions)
+
+
+def test_an_upstream_that_ignores_the_limit_is_stopped_at_it():
+    loop = loop_of(max_tokens=3)
+    loop.handle(TextArrived(0, "a", 2))
+    loop.handle(TextArrived(0, " b", 1))
+    actions = loop.handle(TextArrived(0, " c", 1))
+    assert len(of(CloseBranch, actions)) == 1
+    actions = loop.handle(ReviewDone(0, KEEP))
+    assert loop.committed == "a b"
+    assert of(Finish, actions)[0].finish_reason == "length"
+
+
+def test_abandoning_closes_what_is_open_and_later_events_change_nothing():
+    loop = loop_of()
+    loop.handle(TextArrived(0, "One. T"))
+    actions = loop.abandon()
+    assert of(DropReview, actions) == [DropReview(0)]
+    assert len(of(CloseBranch, actions)) == 1
+    assert loop.abandon() == []
+    assert loop.handle(ReviewDone(0, KEEP)) == []
+    assert loop.handle(TextArrived(0, "Two. ")) == []
+    assert loop.committed == ""
+
+
+def test_events_of_things_that_never_were_are_bugs_and_raise():
+    loop = loop_of()
+    with pytest.raises(IllegalEvent):
+        loop.handle(TextArrived(1, "x"))
+    with pytest.raises(IllegalEvent):
+        loop.handle(ReviewDone(0, KEEP))
+    with pytest.raises(IllegalEvent):
+        loop.start()
