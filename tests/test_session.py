@@ -1,0 +1,230 @@
+"""The session: tasks, cancellation and back-pressure around the loop."""
+
+import asyncio
+
+import pytest
+
+from stream_aligner_proxy.core.errors import RequestError, UpstreamUnreachable
+from stream_aligner_proxy.core.records import ChatRequest, Mode, Policy, Turn, Usage, Verdict
+from stream_aligner_proxy.session import Session
+from tests.fakes import FunctionAligner, ListReply, MemoryUpstream
+
+pytestmark = pytest.mark.anyio
+REQUEST = ChatRequest("m", {}, (Turn("user", "q"),))
+BOUND = 5  # seconds; what is waited for here happens at once or never
+
+
+def session(upstream, aligner=None, policy=None, observers=()) -> Session:
+    return Session(
+        REQUEST,
+        upstream=upstream,
+        aligner=aligner or FunctionAligner(),
+        policy=policy or Policy(),
+        observers=observers,
+    )
+
+
+def words(text: str) -> list[str]:
+    return [word + " " for word in text.split()]
+
+
+def tasks() -> set[asyncio.Task]:
+    """The session's own tasks: readers and reviews."""
+    everything = asyncio.all_tasks() - {asyncio.current_task()}
+    return {task for task in everything if "Session." in task.get_coro().__qualname__}
+
+
+async def settle() -> None:
+    """Let everything that can run do so."""
+    for _ in range(300):
+        await asyncio.sleep(0)
+
+
+async def test_a_corrected_sentence_steers_what_the_upstream_writes_next():
+    texts = {"": "I am rude. You fool. ", "I am kind.": " Dear friend. "}
+    upstream = MemoryUpstream(lambda prefix: words(texts[prefix]))
+
+    def judge(review):
+        return Verdict("I am kind.") if "rude" in review.sentence else Verdict()
+
+    reply = ListReply()
+    finished = await session(upstream, FunctionAligner(judge)).run(reply)
+    assert reply.text.split() == ["I", "am", "kind.Dear", "friend."]
+    assert finished.finish_reason == "stop"
+    assert finished.continuation == "prefill"
+    assert finished.cost.branches == 2
+    assert (upstream.opened, upstream.closed) == (2, 2)
+    assert upstream.prefixes == ["", "I am kind."]
+    assert not tasks()
+
+
+@pytest.mark.parametrize("mode", [Mode.STREAM, Mode.WHOLE, Mode.SHADOW])
+async def test_an_aligner_that_keeps_everything_leaves_text_finish_and_usage_alone(mode):
+    upstream = MemoryUpstream(lambda prefix: words("One two. Three four. Five."))
+    reply = ListReply()
+    finished = await session(upstream, policy=Policy(mode=mode)).run(reply)
+    assert reply.text == "One two. Three four. Five. "
+    assert (finished.finish_reason, finished.usage) == ("stop", Usage(10, 5))
+
+
+async def test_shadow_delivers_before_any_verdict_and_records_what_would_have_been():
+    gate = asyncio.Event()
+    aligner = FunctionAligner(lambda review: Verdict("Changed."), gate)
+    upstream = MemoryUpstream(lambda prefix: words("One. Two. Three."))
+    reply = ListReply()
+    running = asyncio.create_task(session(upstream, aligner, Policy(mode=Mode.SHADOW)).run(reply))
+    await settle()
+    assert reply.text == "One. Two. Three. "
+    gate.set()
+    finished = await asyncio.wait_for(running, BOUND)
+    units = [delivery.unit for delivery in reply.deliveries if delivery.unit]
+    assert {unit.text for unit in units if unit.outcome == "replace"} == {"Changed.", " Changed."}
+    assert finished.cost.corrections == 3
+    assert upstream.opened == 1
+
+
+@pytest.mark.parametrize("mode", [Mode.STREAM, Mode.WHOLE, Mode.SHADOW])
+async def test_cancelling_ends_reader_reviews_and_branch_before_run_returns(mode):
+    never = asyncio.Event()
+    upstream = MemoryUpstream(lambda prefix: [*words("One. Two. Three."), never])
+    aligner = FunctionAligner(gate=never)
+    running = asyncio.create_task(session(upstream, aligner, Policy(mode=mode)).run(ListReply()))
+    await settle()
+    assert (upstream.opened, upstream.closed) == (1, 0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(running, BOUND)
+    assert upstream.closed == 1
+    assert aligner.running == 0
+    assert not tasks()
+
+
+async def test_cancelling_before_the_first_token_closes_the_branch():
+    upstream = MemoryUpstream(lambda prefix: [asyncio.Event()])
+    running = asyncio.create_task(session(upstream).run(ListReply()))
+    await settle()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(running, BOUND)
+    assert (upstream.opened, upstream.closed) == (1, 1)
+    assert not tasks()
+
+
+async def test_a_slow_aligner_stops_the_reading_of_the_upstream():
+    gate = asyncio.Event()
+    upstream = MemoryUpstream(lambda prefix: words("A b. " * 500))
+    running = asyncio.create_task(
+        session(upstream, FunctionAligner(gate=gate), Policy(lookahead=3)).run(ListReply())
+    )
+    await settle()
+    assert upstream.read <= 2 * 5
+    before = upstream.read
+    await settle()
+    assert upstream.read == before
+    gate.set()
+    await asyncio.wait_for(running, BOUND)
+    assert upstream.read == 1000
+
+
+@pytest.mark.parametrize("mode", [Mode.STREAM, Mode.SHADOW])
+async def test_a_slow_client_stops_the_reading_of_the_upstream(mode):
+    gate = asyncio.Event()
+    upstream = MemoryUpstream(lambda prefix: words("A b. " * 500))
+    reply = ListReply(gate)
+    running = asyncio.create_task(session(upstream, policy=Policy(mode=mode)).run(reply))
+    for _ in range(10):
+        await settle()
+    assert upstream.read < 400
+    gate.set()
+    await asyncio.wait_for(running, BOUND)
+    assert reply.text == "A b. " * 500
+
+
+async def test_an_upstream_that_breaks_in_the_middle_delivers_what_was_reviewed_and_raises():
+    upstream = MemoryUpstream(lambda prefix: [*words("One. Two. Thr"), UpstreamUnreachable("gone")])
+    reply = ListReply()
+    with pytest.raises(UpstreamUnreachable):
+        await session(upstream).run(reply)
+    assert reply.text == "One. Two."
+    assert (upstream.opened, upstream.closed) == (1, 1)
+    assert not tasks()
+
+
+async def test_an_aligner_that_raises_anything_ends_the_reply_with_nothing_unreviewed(caplog):
+    def judge(review):
+        raise ValueError("secret detail")
+
+    upstream = MemoryUpstream(lambda prefix: words("One. Two."))
+    reply = ListReply()
+    with pytest.raises(Exception, match="unexpectedly") as raised:
+        await session(upstream, FunctionAligner(judge)).run(reply)
+    assert "secret" not in str(raised.value)
+    assert reply.text == ""
+    assert not tasks()
+
+
+async def test_a_bug_in_the_upstream_client_is_raised_as_it_is_and_leaves_no_task():
+    upstream = MemoryUpstream(lambda prefix: [*words("One. "), KeyError("bug")])
+    with pytest.raises(KeyError):
+        await session(upstream).run(ListReply())
+    assert not tasks()
+
+
+async def test_a_client_that_fails_while_being_written_to_ends_everything():
+    class Gone(ListReply):
+        async def deliver(self, delivery):
+            raise OSError("gone")
+
+    upstream = MemoryUpstream(lambda prefix: words("One. Two. Three."))
+    with pytest.raises(OSError, match="gone"):
+        await session(upstream).run(Gone())
+    assert upstream.closed == upstream.opened
+    assert not tasks()
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+
+    def __getattr__(self, name):
+        return lambda *args: self.calls.append((name, *args))
+
+
+async def test_observers_see_as_many_branches_closed_as_opened_on_every_way_out():
+    never = asyncio.Event()
+    for items, cancel in (
+        (words("One. Two."), False),
+        ([*words("One."), UpstreamUnreachable("x")], False),
+        ([*words("One. Two."), never], True),
+    ):
+        recorder = Recorder()
+        upstream = MemoryUpstream(lambda prefix, items=items: list(items))
+        running = asyncio.create_task(session(upstream, observers=[recorder]).run(ListReply()))
+        await settle()
+        if cancel:
+            running.cancel()
+        await asyncio.wait([running], timeout=BOUND)
+        running.exception() if not running.cancelled() else None
+        names = [call[0] for call in recorder.calls]
+        assert names.count("branch_opened") == names.count("branch_closed") == 1
+        assert names[0] == "opened"
+        assert names[-1] == "closed"
+
+
+async def test_an_observer_that_raises_does_not_touch_the_reply(caplog):
+    class Bad:
+        def __getattr__(self, name):
+            raise RuntimeError("observer bug")
+
+    reply = ListReply()
+    upstream = MemoryUpstream(lambda prefix: words("One. Two."))
+    await session(upstream, observers=[Bad()]).run(reply)
+    assert reply.text == "One. Two. "
+
+
+async def test_an_aligner_that_cannot_review_sentences_refuses_the_mode_by_name():
+    aligner = FunctionAligner()
+    aligner.scopes = frozenset(("whole",))
+    with pytest.raises(RequestError) as raised:
+        session(MemoryUpstream(lambda prefix: []), aligner)
+    assert raised.value.param == "stream_aligner.mode"
