@@ -1,0 +1,180 @@
+"""Greedy decoding that verifies a draft, for a batch of rows at different stages.
+
+A step runs every row once: its pending tokens (at first the prompt, then the last token chosen) and
+a proposal. The longest run of the proposal that greedy decoding would have chosen is accepted, and
+one token more, which the same pass already knows. So the output is the one of plain greedy
+decoding, token for token, whatever was proposed; in bf16 and fp16 two passes of different width may
+round a tie differently.
+
+Rows join (`Decoder.begin`, then `Batch.absorb`) and leave between any two steps.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+import torch
+
+from stream_aligner_proxy.aligners.drafting import DraftCursor
+from stream_aligner_proxy.aligners.kv import KV, NOTHING, Prefixes, join
+from stream_aligner_proxy.aligners.network import Network
+
+Method = Literal["verify", "greedy"]
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """One review on its way through the model. Token ids throughout.
+
+    `draft` ends with the end token. `finished` is None while decoding, then `end` (an end token
+    was chosen; it is the last of `output`), `limit` (`max_new` tokens without one) or `broken`
+    (the model gave a logit that is no number).
+    """
+
+    prompt: tuple[int, ...]
+    draft: tuple[int, ...]
+    max_new: int
+    output: list[int] = field(default_factory=list)
+    finished: Literal["end", "limit", "broken"] | None = None
+    passes: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class _Lane:
+    row: Row
+    cursor: DraftCursor
+    pending: Sequence[int]
+
+
+@dataclass(eq=False, slots=True)
+class Batch:
+    """Rows that share forward passes, and their cache."""
+
+    lanes: list[_Lane]
+    kv: KV
+
+    @classmethod
+    def none(cls) -> Self:
+        return cls([], KV.empty(0))
+
+    def clear(self) -> None:
+        self.lanes, self.kv = [], KV.empty(0)
+
+    def rows(self) -> list[Row]:
+        return [lane.row for lane in self.lanes]
+
+    def absorb(self, other: "Batch") -> None:
+        """Take over another batch's rows."""
+        if other.lanes:
+            self.kv = join([self.kv, other.kv]) if self.lanes else other.kv
+            self.lanes = [*self.lanes, *other.lanes]
+
+    def keep(self, rows: Sequence[Row]) -> None:
+        """Drop every row that is not in `rows`."""
+        stay = [number for number, lane in enumerate(self.lanes) if lane.row in rows]
+        if len(stay) == len(self.lanes):
+            self.kv.trim()
+            return
+        if not stay:
+            self.clear()
+            return
+        self.lanes = [self.lanes[number] for number in stay]
+        self.kv.select(stay)
+
+
+class Decoder:
+    """Decodes batches with one network.
+
+    `ends`: the token ids that end an output. `keep`: the id a profile uses to say "unchanged"; it
+    is what the first pass proposes, so that a kept sentence costs one pass over its prompt and one
+    token. `method="greedy"` proposes nothing: the plain reference, for tests and benchmarks.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        ends: frozenset[int],
+        *,
+        keep: int | None = None,
+        method: Method = "verify",
+        prefixes: Prefixes | None = None,
+    ) -> None:
+        self._network = network
+        self._ends = ends
+        self._keep = keep
+        self._method = method
+        self._prefixes = prefixes
+
+    @torch.inference_mode()
+    def begin(self, rows: Sequence[Row]) -> Batch:
+        """A batch of new rows, nothing run yet; it starts from remembered prompts where it can."""
+        lanes, parts = [], []
+        for row in rows:
+            known = self._prefixes.longest(row.prompt) if self._prefixes else None
+            parts.append(known or KV.empty(1))
+            cursor = DraftCursor(row.draft if self._method == "verify" else ())
+            lanes.append(_Lane(row, cursor, row.prompt[known.size if known else 0 :]))
+        return Batch(lanes, join(parts)) if parts else Batch.none()
+
+    @torch.inference_mode()
+    def step(self, batch: Batch) -> list[Row]:
+        """One forward pass; returns the rows that finished in it, which have left the batch.
+
+        Whatever the model raises passes through: the batch is then lost.
+        """
+        lanes = batch.lanes
+        proposals = [self._propose(lane) for lane in lanes]
+        best, chosen = self._network.forward(batch.kv, [lane.pending for lane in lanes], proposals)
+        tail = max(map(len, proposals))
+        start = batch.kv.size - tail
+        for number, (lane, proposal) in enumerate(zip(lanes, proposals, strict=True)):
+            if not lane.row.output and self._prefixes:
+                self._prefixes.remember(lane.row.prompt, batch.kv, number)
+            accepted = self._accept(lane, proposal, chosen[number], best[number].tolist())
+            batch.kv.slots[number, start + accepted :] = NOTHING
+        finished = [lane.row for lane in lanes if lane.row.finished]
+        batch.keep([lane.row for lane in lanes if not lane.row.finished])
+        return finished
+
+    def _propose(self, lane: _Lane) -> list[int]:
+        row = lane.row
+        if self._method == "greedy":
+            return []
+        room = row.max_new - len(row.output) - 1
+        if self._keep is not None and not row.output:
+            return [self._keep][:room]
+        return lane.cursor.propose(room)
+
+    def _accept(
+        self, lane: _Lane, proposal: list[int], chosen: list[int], best: list[float]
+    ) -> int:
+        """Extend the row by what greedy decoding chose; how many proposed tokens stay cached."""
+        row = lane.row
+        row.passes += 1
+        accepted = 0
+        while True:
+            if not math.isfinite(best[accepted]):
+                row.finished = "broken"
+                return accepted
+            token = chosen[accepted]
+            row.output.append(token)
+            if token in self._ends:
+                row.finished = "end"
+                return accepted
+            if len(row.output) >= row.max_new:
+                row.finished = "limit"
+                return accepted
+            if accepted == len(proposal) or token != proposal[accepted]:
+                break
+            accepted += 1
+        if self._keep is not None and len(row.output) == accepted + 1 and proposal:
+            # The first pass of a profile with a keep token: the proposal was not the draft.
+            if accepted:
+                lane.cursor = DraftCursor(())
+            else:
+                lane.cursor.advance(0, 0, token)
+        else:
+            lane.cursor.advance(len(proposal), accepted, token)
+        lane.pending = [token]
+        return accepted
