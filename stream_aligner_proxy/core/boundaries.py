@@ -20,6 +20,8 @@ from stream_aligner_proxy.core.verdicts import NEWLINES, WAIT, View, is_mark
 STRONG: Final = "。！？｡︒؟۔।॥։።፧។៕။༎"
 WEAK: Final = ".!?…．‼⁇⁈⁉\u037e"
 TERMINATORS: Final = STRONG + WEAK
+# A longer run of stops and closing marks is a leader ("Contents ........ 5") or noise.
+RUN_LIMIT: Final = 64
 _CLOSERS: Final = "\"'”’»«›‹“)\\]}」』】〉》）］｝〕〗*_~`¹²³⁴⁵⁶⁷⁸⁹⁰"
 
 _STOPS: Final = re.compile(rf"[{TERMINATORS}]+")
@@ -70,6 +72,8 @@ def stop(view: View, at: int) -> int:
     assert run is not None
     dots = stops.end()
     cut = run.end()
+    if cut - at >= RUN_LIMIT:
+        return -(at + RUN_LIMIT)
     strong = _STRONG.search(text, at, dots) or (
         text[at] in "!?" and at > start and _is_cjk(text[at - 1])
     )

@@ -128,7 +128,7 @@ def _after_letter(stop: _Stop) -> int:
         if text.startswith(".", after, view.end):
             return stop.no  # z. B., J. R. R., n. Chr.
     if word.islower():
-        titled = classify(word) == TITLE or word in "vcps"
+        titled = classify(word) == TITLE or word in "vcpsг"
         return stop.no if titled and not starter and not before[-1:].isdigit() else cut
     if not word.isupper() or word == "M":
         return stop.no  # a script without case (Arabic "د."), French "M. Le Pen"

@@ -27,6 +27,7 @@ from stream_aligner_proxy.core.boundaries import TERMINATORS, stop
 from stream_aligner_proxy.core.spans import backslash, dollars, inline_code
 from stream_aligner_proxy.core.units import (
     INLINE_BULLETS,
+    LINE_BREAK,
     Fence,
     ListMark,
     fence,
@@ -106,7 +107,7 @@ class SentenceSplitter:
             open_fence = self._fence
         self._clear()
         self._fence = open_fence
-        self._line_start = after.rstrip(" \t")[-1:] in NEWLINES
+        self._line_start = after.rstrip(" \t")[-1:] in "\r\n"
         self._begin()
 
     @property
@@ -150,7 +151,7 @@ class SentenceSplitter:
             text = buf[self._start : cut]
             out.append(Sentence(text, self._kind))
             blank = text.isspace()
-            self._line_start = blank and (self._line_start or _NEWLINE.search(text) is not None)
+            self._line_start = blank and (self._line_start or LINE_BREAK.search(text) is not None)
             self._start = cut
             self._begin()
         if self._start:
@@ -180,7 +181,7 @@ class SentenceSplitter:
                 self._pos = end
                 return False
             self._head = self._pos = found.start()
-            if _NEWLINE.search(buf, self._start, self._head):
+            if LINE_BREAK.search(buf, self._start, self._head):
                 self._line_start = True
         if self._fence and self._line_start and self._fence.abandoned_by(buf[self._head]):
             self._fence = None

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-from stream_aligner_proxy.core.verdicts import NEWLINES, WAIT, View, content_end
+from stream_aligner_proxy.core.verdicts import WAIT, View, content_end
 
-_NEWLINE: Final = re.compile(rf"[{NEWLINES}]")
+# A line in the sense of Markdown; the other line separators open none.
+LINE_BREAK: Final = re.compile(r"[\n\r]")
 _SPACE: Final = re.compile(r"\s+")
 _HEADING: Final = re.compile(r"#{1,6}(?=[ \t])")
 _MAYBE_HEADING: Final = re.compile(r"#{1,6}\Z")
@@ -89,7 +90,7 @@ def fence(view: View) -> Fence | bool | None:
     if run.end() - at < 3:
         return False
     if text[at] == "`":
-        newline = _NEWLINE.search(text, at, end)
+        newline = LINE_BREAK.search(text, at, end)
         if text.find("`", run.end(), newline.start() if newline else end) >= 0:
             return False
         if newline is None and not final:
@@ -102,7 +103,9 @@ def list_mark(view: View) -> ListMark | bool | None:
     text, start, end, final = view
     mark = _MARK.match(text, start, end)
     if mark is None:
-        return None if not final and _MAYBE_MARK.match(text, start, end) else False
+        if not final and _MAYBE_MARK.match(text, start, end):
+            return None
+        return ListMark(start + 1, "", text[start]) if text[start] in INLINE_BULLETS else False
     value = mark["value"]
     successor = ""
     if value.isdigit():
