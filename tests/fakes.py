@@ -1,4 +1,4 @@
-"""In-memory stand-ins for the session's seams, for what a server cannot show: who waits for whom."""
+"""In-memory stand-ins for the seams, for what a server cannot show: who waits for whom."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
