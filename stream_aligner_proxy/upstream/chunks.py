@@ -81,7 +81,7 @@ class ChunkReader:
         text, extra = _content(delta.get("content"))
         before: dict[str, Any] = {}
         after: dict[str, Any] = dict(extra)
-        if len(delta) > 1:  # most deltas are content alone
+        if len(delta) > 1 or "content" not in delta:  # most deltas are content alone
             for name, value in delta.items():
                 if name not in _NOT_PARTS and value not in (None, "", [], {}):
                     (before if name in _BEFORE_TEXT else after)[name] = value

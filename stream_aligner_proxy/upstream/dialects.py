@@ -13,7 +13,6 @@ from stream_aligner_proxy.core.errors import ConfigError
 
 UsageOptions = Literal["none", "include", "continuous"]
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _NO_THINKING: Mapping[str, Any] = MappingProxyType({"enable_thinking": False})
 
 
@@ -33,8 +32,8 @@ class Dialect:
 
     name: str
     continues: bool = True
-    message_fields: Mapping[str, Any] = field(default=_NOTHING)
-    body_fields: Mapping[str, Any] = field(default=_NOTHING)
+    message_fields: Mapping[str, Any] = field(default_factory=dict)
+    body_fields: Mapping[str, Any] = field(default_factory=dict)
     repeats_prefix: bool = False
     usage: UsageOptions = "include"
     limit_fields: tuple[str, ...] = ("max_tokens", "max_completion_tokens")

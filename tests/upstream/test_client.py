@@ -1,0 +1,241 @@
+"""The upstream client over real HTTP, against the scripted upstream."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from stream_aligner_proxy.core.errors import (
+    UpstreamError,
+    UpstreamGarbled,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from stream_aligner_proxy.core.records import ChatRequest, Chunk
+from stream_aligner_proxy.demo.script import Chunking, Fault, Rule, Script
+from stream_aligner_proxy.demo.scripted import ScriptedUpstream
+from stream_aligner_proxy.upstream.client import HttpUpstream
+from stream_aligner_proxy.upstream.exchange import Timeouts
+from tests.servers import refused_address, serve
+
+pytestmark = pytest.mark.anyio
+
+REPLY = "Anna has 3 apples. She eats one. So 2 are left."
+SHORT = Timeouts(connect=1, first_byte=0.3, between_chunks=0.3, total=5, ping=0.3)
+
+
+def chat(text: str = "How many?", **extra: Any) -> ChatRequest:
+    headers = extra.pop("headers", {})
+    body = {"model": "scripted", "messages": [{"role": "user", "content": text}], **extra}
+    return ChatRequest("scripted", body, (), headers=headers, request_id="req-1")
+
+
+@asynccontextmanager
+async def scripted(
+    *rules: Rule, dialect: str = "vllm", timeouts: Timeouts = SHORT, **settings: Any
+) -> AsyncIterator[tuple[HttpUpstream, ScriptedUpstream]]:
+    options = {k: settings.pop(k) for k in ("api_key",) if k in settings}
+    app = ScriptedUpstream(Script(rules or (Rule(REPLY),), **settings))
+    async with serve(app) as address:
+        upstream = HttpUpstream("main", f"{address}/v1", dialect, timeouts=timeouts, **options)
+        try:
+            yield upstream, app
+        finally:
+            await upstream.aclose()
+
+
+async def collect(
+    upstream: HttpUpstream, request: ChatRequest, into: list[Chunk] | None = None, **options: Any
+) -> list[Chunk]:
+    """All chunks of a branch; `into` keeps those before an error."""
+    got = [] if into is None else into
+    async with upstream.open(request, **options) as chunks:
+        async for chunk in chunks:
+            got.append(chunk)
+    return got
+
+
+def text(chunks: list[Chunk]) -> str:
+    return "".join(chunk.text for chunk in chunks)
+
+
+async def test_a_branch_gives_the_text_the_finish_reason_and_the_usage() -> None:
+    async with scripted() as (upstream, app):
+        chunks = await collect(upstream, chat())
+    assert text(chunks) == REPLY
+    assert [c.finish_reason for c in chunks if c.finish_reason] == ["stop"]
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert usage.completion_tokens == sum(c.tokens for c in chunks) > 5
+    assert usage.details == {"total_tokens": usage.prompt_tokens + usage.completion_tokens}
+    sent = app.requests[0]
+    assert sent.body["stream"] is True
+    assert sent.body["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    assert sent.left_at is None
+
+
+async def test_without_a_running_count_each_delta_counts_one_token() -> None:
+    async with scripted(dialect="llamacpp") as (upstream, _):
+        chunks = await collect(upstream, chat())
+    assert all(chunk.tokens == 1 for chunk in chunks if chunk.text)
+
+
+async def test_continuing_sends_the_prefix_last_and_keeps_the_leading_space() -> None:
+    async with scripted() as (upstream, app):
+        prefix = "Anna has 3 apples."
+        chunks = await collect(upstream, chat(), prefix=prefix, max_tokens=50)
+    assert text(chunks) == REPLY[len(prefix) :]
+    assert text(chunks).startswith(" ")
+    body = app.requests[0].body
+    assert body["messages"][-1] == {"role": "assistant", "content": prefix}
+    assert body["continue_final_message"] is True
+    assert body["add_generation_prompt"] is False
+    assert body["chat_template_kwargs"] == {"enable_thinking": False}
+    assert body["max_tokens"] == 50
+
+
+@pytest.mark.parametrize("chunk", [Chunking("characters"), Chunking("words", 50)])
+async def test_a_repeated_prefix_is_dropped_however_it_is_cut(chunk: Chunking) -> None:
+    async with scripted(dialect="mistral", prefill="repeats", chunk=chunk) as (upstream, app):
+        chunks = await collect(upstream, chat(), prefix="Anna has 3 apples.")
+    assert text(chunks) == " She eats one. So 2 are left."
+    assert "stream_options" not in app.requests[0].body
+
+
+async def test_what_is_not_the_prefix_is_passed_on_where_a_prefix_is_expected() -> None:
+    async with scripted(dialect="mistral", prefill="continues") as (upstream, _):
+        chunks = await collect(upstream, chat(), prefix="Anna has 3 apples.")
+    assert text(chunks) == " She eats one. So 2 are left."
+
+
+async def test_reasoning_and_tool_calls_come_as_parts_in_order() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    async with scripted(Rule("Hi.", reasoning="hm", tool_calls=[call])) as (upstream, _):
+        chunks = await collect(upstream, chat())
+    seen = [dict(chunk.part) if chunk.part else chunk.text for chunk in chunks]
+    assert [s for s in seen if s] == [
+        {"reasoning_content": "hm"},
+        "Hi.",
+        {"tool_calls": [{"index": 0, **call}]},
+    ]
+
+
+async def test_a_server_that_ignores_stream_gives_one_chunk() -> None:
+    async with scripted(Rule(REPLY, fault=Fault(json_answer=True))) as (upstream, _):
+        chunks = await collect(upstream, chat())
+    assert [(c.text, c.finish_reason) for c in chunks] == [(REPLY, "stop")]
+    assert chunks[0].usage is not None
+    assert chunks[0].tokens == chunks[0].usage.completion_tokens
+
+
+@pytest.mark.parametrize("fault", [Fault(done=False), Fault(newline="\r\n"), Fault(newline="\r")])
+async def test_a_missing_done_and_other_line_ends_do_no_harm(fault: Fault) -> None:
+    async with scripted(Rule(REPLY, fault=fault)) as (upstream, _):
+        assert text(await collect(upstream, chat())) == REPLY
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "words"),
+    [
+        (Fault(stall="headers"), UpstreamTimeout, "did not answer in time"),
+        (Fault(stall="first"), UpstreamTimeout, "stopped sending"),
+        (Fault(stall=2), UpstreamTimeout, "stopped sending"),
+        (Fault(reset=2), UpstreamError, "broke off|was lost"),
+        (Fault(finish=False), UpstreamGarbled, "ended before"),
+        (Fault(finish=False, done=False), UpstreamGarbled, "ended before"),
+        (Fault(garbage_after=2), UpstreamGarbled, "invalid JSON"),
+        (Fault(garbage_after=2, garbage="data: [1]\n\n"), UpstreamGarbled, "not an object"),
+        (Fault(garbage_after=2, garbage="data: {}\n\n"), UpstreamGarbled, "not a chat chunk"),
+        (
+            Fault(garbage_after=2, garbage='data: {"choices":[{"index":1,"delta":{}}]}\n\n'),
+            UpstreamGarbled,
+            "not asked for",
+        ),
+        (Fault(error_after=2), UpstreamRejected, "scripted error"),
+        (Fault(error_after=2, error="plain"), UpstreamRejected, "plain"),
+    ],
+)
+async def test_faults_are_errors_after_what_was_sent_before_them(
+    fault: Fault, error: type[UpstreamError], words: str
+) -> None:
+    async with scripted(Rule(REPLY, fault=fault)) as (upstream, app):
+        got: list[Chunk] = []
+        with pytest.raises(error, match=words):
+            await collect(upstream, chat(), into=got)
+        await app.until(lambda a: a.running == 0)
+    assert REPLY.startswith(text(got))
+    if fault.stall not in ("headers", "first") and fault.finish:
+        assert text(got) == "Anna has"
+
+
+async def test_the_total_limit_holds_for_an_upstream_that_never_pauses() -> None:
+    slow = Timeouts(connect=1, first_byte=1, between_chunks=1, total=0.3)
+    async with scripted(pace=0.05, timeouts=slow) as (upstream, _):
+        with pytest.raises(UpstreamTimeout):
+            await collect(upstream, chat("x", max_tokens=100))
+
+
+async def test_nothing_listening_is_unreachable_and_the_address_stays_unsaid() -> None:
+    address = refused_address()
+    upstream = HttpUpstream("main", address.replace("//", "//user:hunter2@"), timeouts=SHORT)
+    with pytest.raises(UpstreamUnreachable) as caught:
+        await collect(upstream, chat())
+    assert "hunter2" not in str(caught.value) + repr(caught.value) + repr(upstream)
+    assert address.rpartition(":")[2] not in str(caught.value)
+    with pytest.raises(UpstreamUnreachable):
+        await upstream.ping()
+    await upstream.aclose()
+
+
+@pytest.mark.parametrize("fault", [Fault(stall="headers"), Fault(stall="first"), Fault(stall=2)])
+async def test_cancelling_closes_the_connection_at_once(fault: Fault) -> None:
+    patient = Timeouts(first_byte=60, between_chunks=60)
+    async with scripted(Rule(REPLY, fault=fault), timeouts=patient) as (upstream, app):
+        task = asyncio.create_task(collect(upstream, chat()))
+        await app.until(lambda a: a.running == 1)
+        if fault.stall == 2:
+            await app.until(lambda a: a.requests[0].sent == "Anna has")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await app.until(lambda a: a.running == 0, seconds=1)
+        assert app.requests[0].left_at is not None
+
+
+async def test_leaving_in_the_middle_closes_the_connection_at_once() -> None:
+    async with scripted(Rule(REPLY, fault=Fault(stall=3))) as (upstream, app):
+        async with upstream.open(chat()) as chunks:
+            async for chunk in chunks:
+                if chunk.text:
+                    break
+        await app.until(lambda a: a.running == 0, seconds=1)
+        assert app.requests[0].left_at is not None
+
+
+async def test_a_finished_branch_leaves_its_connection_for_the_next() -> None:
+    async with scripted() as (upstream, app):
+        for _ in range(5):
+            await collect(upstream, chat())
+        pool = upstream._client._transport._pool  # type: ignore[attr-defined]
+        assert len(pool.connections) == 1
+        assert app.closed == 5
+
+
+async def test_a_busy_pool_is_an_overload() -> None:
+    async with scripted(Rule(REPLY, fault=Fault(stall=1))) as (_, app), serve(app) as address:
+        quick = Timeouts(connect=0.2)
+        upstream = HttpUpstream("main", f"{address}/v1", timeouts=quick, max_connections=1)
+        async with upstream.open(chat()):
+            with pytest.raises(UpstreamError, match="in use") as caught:
+                await collect(upstream, chat())
+        assert (caught.value.status, caught.value.code) == (503, "overloaded")
+        await upstream.aclose()
+
+
+async def test_models_and_ping_answer_from_the_list_of_models() -> None:
+    async with scripted() as (upstream, _):
+        assert [model["id"] for model in await upstream.models()] == ["scripted"]
+        await upstream.ping()
