@@ -1,0 +1,191 @@
+"""Training rows for the aligner: right and wrong versions of sentences, in the context they need.
+
+Sources: slips of many kinds made by rule, and the upstream's own sampled mistakes on train
+problems, corrected by the world. Nothing here ever reads the test split.
+
+Rows that share a question and a committed text travel together (`packing.Example`): the trunk is
+the conversation and a right reply, each branch one review at its place in that reply.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from training.generate import Ids
+from training.packing import Example
+from training.tokenizer import ANSWER, END, EOS, KEEP, REVISION, SENTENCE, Coder
+from training.world.chat import Message, sample_conversation, sample_task, small_talk
+from training.world.judge import judge_reply, judge_step, sentences_of
+from training.world.problems import Problem
+from training.world.slips import Carelessness, careless_reply, careless_sentence, corrupt
+from training.world.tone import Request, judge_tone, write_note
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Shares of the kinds of rows."""
+
+    wrong: float = 0.45
+    careless: float = 0.5
+    whole: float = 0.17
+    notes: float = 0.15
+    sampled: float = 0.3
+    extra: float = 0.5
+    decision_weight: float = 4.0
+    trunk_weight: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One review: the sentence at a place in the reply, and the answer (None = keep)."""
+
+    at: int
+    sentence: str
+    correction: str | None
+    end: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reviewed:
+    """A conversation, its right reply, and reviews of versions of its sentences."""
+
+    messages: tuple[Message, ...]
+    sentences: tuple[str, ...]
+    rows: tuple[Row, ...]
+    whole: tuple[tuple[str, str | None], ...] = ()
+
+
+def _problem_row(problem: Problem, at: int, rng: random.Random, mix: Mix) -> Row:
+    """One review of step `at`: right as often as `mix.wrong` leaves it."""
+    step, values = problem.steps[at], problem.values[:at]
+    right = step.sentence(values)
+    if rng.random() >= mix.wrong:
+        return Row(at, right, None)
+    if rng.random() < mix.careless:
+        for _ in range(4):
+            text, _ = careless_sentence(step, values, rng, Carelessness(10, 0.9, 0.9, 0.1, 0.05, 1))
+            if text != right:
+                return Row(at, text, right, at + 1 == len(problem.steps))
+    return Row(at, corrupt(step, values, rng), right, at + 1 == len(problem.steps))
+
+
+def _problem(
+    problem: Problem, messages: tuple[Message, ...], rng: random.Random, mix: Mix
+) -> Reviewed:
+    sentences = tuple(problem.sentences)
+    if rng.random() < mix.whole:
+        how = Carelessness(10, 0.5, 0.3, 0.04, 0.03, 0.05)
+        wrong = rng.random() < 0.7
+        reply = careless_reply(problem, rng, how) if wrong else problem.reply
+        right = all(one.right for one in judge_reply(problem, reply))
+        return Reviewed(messages, sentences, (), ((reply, None if right else problem.reply),))
+    rows = [_problem_row(problem, at, rng, mix) for at in range(len(sentences))]
+    rows += [
+        _problem_row(problem, at, rng, mix)
+        for at in range(len(sentences))
+        if rng.random() < mix.extra
+    ]
+    if rng.random() < 0.04:
+        # Nothing follows the answer: what comes after it is deleted and the reply ends.
+        rows.append(Row(len(sentences), rng.choice(sentences), "", True))
+    return Reviewed(messages, sentences, tuple(rows))
+
+
+def _note(
+    request: Request, messages: tuple[Message, ...], rng: random.Random, mix: Mix
+) -> Reviewed:
+    polite = tuple(sentences_of(write_note(request, rng, 0)))
+    if rng.random() < mix.whole:
+        reply = write_note(request, rng)
+        better = [one.correction for part in sentences_of(reply) if (one := judge_tone(part))]
+        fixed = " ".join(better)
+        return Reviewed(messages, polite, (), ((reply, None if fixed == reply else fixed),))
+    rows = []
+    other = tuple(sentences_of(write_note(request, rng, 1)))
+    for at in range(len(polite)):
+        if rng.random() < 0.5:
+            rows.append(Row(at, polite[at], None))
+        else:
+            rude = other[min(at, len(other) - 1)]
+            verdict = judge_tone(rude)
+            assert verdict is not None
+            rows.append(Row(at, rude, verdict.correction))
+    return Reviewed(messages, polite, tuple(rows))
+
+
+def _talk(rng: random.Random) -> Reviewed:
+    asked, said = small_talk(rng)
+    parts = tuple(sentences_of(said))
+    rows = tuple(Row(at, part, None) for at, part in enumerate(parts))
+    return Reviewed(({"role": "user", "content": asked},), parts, rows)
+
+
+def synthetic(rng: random.Random, mix: Mix) -> Reviewed:
+    """Draw one conversation of the train split with reviews made by rule."""
+    talk = sample_conversation(rng, "train", notes=mix.notes)
+    if isinstance(talk.task, Problem):
+        return _problem(talk.task, talk.messages, rng, mix)
+    if isinstance(talk.task, Request):
+        return _note(talk.task, talk.messages, rng, mix)
+    return _talk(rng)
+
+
+def judged(task: Problem | Request, committed: str, sentence: str, at: int) -> Row | None:
+    """Turn one sentence of the upstream into a row; None where the world cannot judge it."""
+    if isinstance(task, Problem):
+        verdict = judge_step(task, committed, sentence)
+        if verdict.right:
+            return Row(at, sentence, None)
+        return Row(at, sentence, verdict.correction, verdict.end)
+    mended = judge_tone(sentence)
+    if mended is None:
+        return None
+    return Row(at, sentence, None if mended.right else mended.correction)
+
+
+def encode(reviewed: Reviewed, coder: Coder, mix: Mix) -> Example:
+    """Lay out one conversation and its reviews."""
+    example = Example()
+    example.add(coder.review_head(reviewed.messages), weight=0)
+    head = len(example)
+    sees = [head]
+    if reviewed.rows:
+        for i, sentence in enumerate(reviewed.sentences):
+            ids = coder.data(sentence if i == 0 else " " + sentence)
+            example.add(ids, weight=mix.trunk_weight)
+            sees.append(len(example))
+    branches: list[tuple[int, Ids, Ids]] = []
+    for row in reviewed.rows:
+        asked = [coder.ids[SENTENCE], *coder.data(row.sentence), coder.ids[REVISION]]
+        branches.append((sees[row.at], asked, _answer(coder, row.correction, row.end)))
+    for reply, better in reviewed.whole:
+        asked = [coder.ids[ANSWER], *coder.data(reply), coder.ids[REVISION]]
+        branches.append((head, asked, _answer(coder, better)))
+    for branch, (seen, asked, answer) in enumerate(branches, 1):
+        example.add(asked, 0, branch, seen)
+        example.add(answer[:1], mix.decision_weight, branch, seen)
+        example.add(answer[1:], 1, branch, seen)
+    return example
+
+
+def _answer(coder: Coder, better: str | None, end: bool = False) -> Ids:
+    answer = [coder.ids[KEEP]] if better is None else coder.data(better)
+    if better is not None and end:
+        answer.append(coder.ids[END])
+    return [*answer, coder.ids[EOS]]
+
+
+def examples(
+    rng: random.Random, coder: Coder, mix: Mix, sampled: Sequence[Reviewed]
+) -> Iterator[Example]:
+    """Yield training examples without end."""
+    while True:
+        if sampled and rng.random() < mix.sampled:
+            yield encode(rng.choice(sampled), coder, mix)
+        else:
+            yield encode(synthetic(rng, mix), coder, mix)
+
+
+__all__ = ["Mix", "Reviewed", "Row", "encode", "examples", "judged", "sample_task", "synthetic"]

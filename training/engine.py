@@ -1,0 +1,165 @@
+"""The training loop, the model's shape, and saving: shared by every stage."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from training.packing import IGNORE, Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A Llama of a few million parameters."""
+
+    hidden: int = 256
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 4
+    ff: int = 640
+    positions: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Optim:
+    """AdamW with warm-up, cosine decay to `floor` x lr, and gradient clipping."""
+
+    steps: int
+    lr: float = 2e-3
+    floor: float = 0.05
+    warmup: int = 100
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    rows: int = 12
+    length: int = 384
+
+
+class TrainingDiverged(Exception):
+    """The loss is not a number any more."""
+
+
+def build_model(shape: Shape, tokenizer: Any, seed: int) -> Any:
+    """Return a freshly initialised Llama for this tokenizer."""
+    torch.manual_seed(seed)
+    config: Any = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        intermediate_size=shape.ff,
+        max_position_embeddings=shape.positions,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="sdpa",
+    )
+    return LlamaForCausalLM(config)
+
+
+def learning_rate(step: int, optim: Optim) -> float:
+    """Return the learning rate of a step: linear warm-up, then cosine."""
+    if step < optim.warmup:
+        return optim.lr * (step + 1) / optim.warmup
+    done = (step - optim.warmup) / max(1, optim.steps - optim.warmup)
+    return optim.lr * (optim.floor + (1 - optim.floor) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def train(
+    model: Any, batches: Iterator[Batch], optim: Optim, *, name: str, compiled: bool = True
+) -> list[float]:
+    """Train for `optim.steps` steps and return the loss of each. Raises `TrainingDiverged`."""
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    plain = [p for p in model.parameters() if p.dim() <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": decay, "weight_decay": optim.weight_decay},
+        {"params": plain},
+    ]
+    adam = torch.optim.AdamW(
+        groups,
+        lr=optim.lr,
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
+        fused=True,
+    )
+    forward = torch.compile(model) if compiled else model
+    model.train()
+    losses: list[float] = []
+    tokens, started = 0, time.monotonic()
+    with tqdm(total=optim.steps, desc=name, unit="step", mininterval=5) as bar:
+        for step in range(optim.steps):
+            batch = next(batches)
+            for group in adam.param_groups:
+                group["lr"] = learning_rate(step, optim)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = forward(
+                    input_ids=batch.ids,
+                    position_ids=batch.positions,
+                    attention_mask=batch.mask,
+                    use_cache=False,
+                ).logits
+            wanted = batch.labels != IGNORE
+            each = torch.nn.functional.cross_entropy(
+                logits[wanted].float(), batch.labels[wanted], reduction="none"
+            )
+            worth = batch.weights[wanted]
+            loss = (each * worth).sum() / worth.sum()
+            value = loss.item()
+            if not math.isfinite(value):
+                raise TrainingDiverged(
+                    f"{name}: the loss is {value} at step {step}; lower lr (now {optim.lr})"
+                )
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip)
+            adam.step()
+            adam.zero_grad(set_to_none=True)
+            losses.append(value)
+            tokens += batch.ids.numel()
+            recent = losses[-50:]
+            speed = tokens / (time.monotonic() - started)
+            bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", tok_s=f"{speed:.0f}")
+            bar.update()
+    return losses
+
+
+def code_version() -> str:
+    """Return the commit that the code is at, or "unknown" outside a checkout."""
+    here = Path(__file__).parent
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def save(model: Any, tokenizer: Any, out: Path, record: dict[str, Any]) -> None:
+    """Save bf16 weights, tokenizer and `training_config.json`; `out` is never half there."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temp = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    plain = {k: asdict(v) if is_dataclass(v) else v for k, v in record.items()}  # type: ignore[arg-type]
+    plain |= {"code": code_version(), "torch": torch.__version__}
+    half = type(model)(model.config)
+    half.load_state_dict(model.state_dict())
+    half.to(torch.bfloat16).save_pretrained(temp)
+    tokenizer.save_pretrained(temp)
+    (temp / "training_config.json").write_text(json.dumps(plain, indent=2) + "\n")
+    temp.chmod(0o755)
+    if out.exists():
+        shutil.rmtree(out)
+    temp.rename(out)
