@@ -1,0 +1,360 @@
+"""Verifying a draft gives what plain greedy decoding gives, token for token."""
+
+import itertools
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stream_aligner_proxy.aligners.decoding import Batch, Decoder, Row
+from stream_aligner_proxy.aligners.drafting import DraftCursor
+from stream_aligner_proxy.aligners.kv import KV, Prefixes
+from stream_aligner_proxy.aligners.network import Network, ragged_works
+from tests.aligners.models import ARCHITECTURES, model
+
+VOCABULARY = 300
+KEEP = 299
+
+quick = settings(
+    deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+
+
+@torch.inference_mode()
+def plain_greedy(
+    network: Any, prompt: Sequence[int], ends: frozenset[int], max_new: int
+) -> list[int]:
+    """The definition: no cache, no batch, no padding, one token a pass."""
+    ids, output = list(prompt), []
+    while len(output) < max_new:
+        logits = network(input_ids=torch.tensor([ids])).logits[0, -1]
+        output.append(int(logits.argmax()))
+        ids.append(output[-1])
+        if output[-1] in ends:
+            break
+    return output
+
+
+def edited(output: Sequence[int], share: float, rng: random.Random) -> list[int]:
+    """The output with a share of its tokens replaced, dropped, doubled or preceded by others."""
+    draft = []
+    for token in output:
+        if rng.random() >= share:
+            draft.append(token)
+            continue
+        match rng.randrange(4):
+            case 0:
+                draft.append(rng.randrange(VOCABULARY))
+            case 1:
+                pass
+            case 2:
+                draft.extend((token, token))
+            case _:
+                draft.extend((*(rng.randrange(VOCABULARY) for _ in range(3)), token))
+    return draft
+
+
+def finish(decoder: Decoder, batch: Batch) -> None:
+    while batch.lanes:
+        decoder.step(batch)
+
+
+class Case:
+    """Random prompts, their greedy outputs by definition, and rows with edited drafts."""
+
+    def __init__(self, architecture: str, seed: int, rows: int) -> None:
+        rng = random.Random(seed)
+        self.model = model(architecture, VOCABULARY, seed % 3)
+        self.ends = frozenset(rng.sample(range(VOCABULARY - 1), 6))
+        self.rng = rng
+        shared = rng.choices(range(VOCABULARY), k=20)
+        self.rows, self.expected = [], []
+        for _ in range(rows):
+            prompt = (
+                *shared[: rng.choice((0, 10, 20))],
+                *rng.choices(range(VOCABULARY), k=rng.randint(1, 30)),
+            )
+            max_new = rng.choice((1, 2, 12, 30))
+            output = plain_greedy(self.model, prompt, self.ends, max_new)
+            draft = edited(output, rng.choice((0, 0.1, 0.5, 1)), rng)
+            self.rows.append(Row(prompt, (*draft, min(self.ends)), max_new))
+            self.expected.append(output)
+
+    def decoder(self, **options: Any) -> Decoder:
+        return Decoder(Network(self.model), self.ends, **options)
+
+    def check(self) -> None:
+        assert [row.output for row in self.rows] == self.expected
+        for row in self.rows:
+            assert row.finished == ("end" if row.output[-1] in self.ends else "limit")
+
+
+cases = st.builds(
+    Case,
+    st.sampled_from(ARCHITECTURES),
+    st.integers(0, 10_000),
+    st.integers(1, 4),
+)
+
+
+@quick
+@given(cases, st.booleans())
+def test_a_verified_draft_gives_what_greedy_decoding_gives(case: Case, remember: bool) -> None:
+    decoder = case.decoder(prefixes=Prefixes(400) if remember else None)
+    finish(decoder, decoder.begin(case.rows))
+    case.check()
+
+
+@quick
+@given(cases)
+def test_the_plain_reference_path_gives_what_greedy_decoding_gives(case: Case) -> None:
+    decoder = case.decoder(method="greedy")
+    finish(decoder, decoder.begin(case.rows))
+    case.check()
+    assert [row.passes for row in case.rows] == [len(row.output) for row in case.rows]
+
+
+@quick
+@given(cases)
+def test_a_keep_token_changes_how_many_passes_it_takes_and_nothing_else(case: Case) -> None:
+    keep = case.expected[0][0]
+    decoder = case.decoder(keep=keep)
+    finish(decoder, decoder.begin(case.rows))
+    case.check()
+    first = case.rows[0]
+    if first.max_new > 1 and keep not in case.ends and len(first.output) <= 2:
+        assert first.passes == 1
+
+
+@quick
+@given(cases, st.randoms(use_true_random=False))
+def test_rows_that_join_and_leave_in_between_change_nothing(case: Case, rng: random.Random) -> None:
+    decoder = case.decoder(prefixes=Prefixes(1000))
+    waiting, batch = list(case.rows), Batch.none()
+    gone: set[int] = set()
+    while waiting or batch.lanes:
+        if waiting and rng.random() < 0.5:
+            joining = [waiting.pop() for _ in range(rng.randint(1, len(waiting)))]
+            fresh = decoder.begin(joining)
+            decoder.step(fresh)
+            batch.absorb(fresh)
+        if len(batch.lanes) > 1 and rng.random() < 0.2:
+            gone.add(id(batch.rows()[0]))
+            batch.keep(batch.rows()[1:])
+        if batch.lanes:
+            decoder.step(batch)
+    for row, expected in zip(case.rows, case.expected, strict=True):
+        if id(row) not in gone:
+            assert row.output == expected
+        else:
+            assert row.output == expected[: len(row.output)]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_a_cache_full_of_junk_is_packed_without_a_trace(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(architecture, 7, 0)
+    case.ends = frozenset()
+    rng = random.Random(11)
+    for _ in range(4):
+        prompt = tuple(rng.choices(range(VOCABULARY), k=8))
+        output = plain_greedy(case.model, prompt, case.ends, 70)
+        case.rows.append(Row(prompt, tuple(output), 70))
+        case.expected.append(output)
+    packed = []
+    pack = KV._pack
+    monkeypatch.setattr(KV, "_pack", lambda kv, n: (packed.append(n), pack(kv, n)))
+    decoder = case.decoder()
+    # One row at a time takes a long stride: the others fill up with slots they do not use.
+    monkeypatch.setattr(decoder, "_propose", in_turns(decoder._propose, case.rows))
+    batch = decoder.begin(case.rows)
+    while batch.lanes:
+        decoder.step(batch)
+        longest = max(batch.kv.lengths(), default=0)
+        assert batch.kv.size <= longest + longest // 2 + 64
+    assert packed
+    assert [row.output for row in case.rows] == case.expected
+
+
+def in_turns(propose: Any, rows: Sequence[Row]) -> Any:
+    steps = itertools.count()
+
+    def proposal(lane: Any) -> list[int]:
+        turn = next(steps) // len(rows) % len(rows)
+        whole: list[int] = propose(lane)
+        return whole[:40] if lane.row is rows[turn] else []
+
+    return proposal
+
+
+def test_the_models_own_generate_agrees() -> None:
+    network = model("llama", VOCABULARY)
+    prompt = tuple(range(40, 60))
+    output = network.generate(
+        torch.tensor([prompt]), max_new_tokens=20, do_sample=False, pad_token_id=0
+    )[0, len(prompt) :].tolist()
+    decoder = Decoder(Network(network), frozenset())
+    row = Row(prompt, tuple(output[:10]), 20)
+    finish(decoder, decoder.begin([row]))
+    assert row.output == output
+
+
+def test_a_draft_that_is_right_takes_one_pass() -> None:
+    network = model("llama", VOCABULARY)
+    output = plain_greedy(network, (1, 2, 3), frozenset(), 30)
+    ends = frozenset(output[-1:])
+    output = output[: output.index(output[-1]) + 1]
+    decoder = Decoder(Network(network), ends)
+    row = Row((1, 2, 3), tuple(output), 60)
+    finish(decoder, decoder.begin([row]))
+    assert (row.output, row.passes, row.finished) == (output, 1, "end")
+
+
+@pytest.mark.parametrize("edit", ["substitution", "deletion", "insertion"])
+def test_one_edit_in_a_draft_costs_a_few_passes(edit: str) -> None:
+    network = model("qwen2", VOCABULARY)
+    output = plain_greedy(network, (4, 5, 6), frozenset(), 40)
+    draft = {
+        "substitution": [*output[:15], KEEP, *output[16:]],
+        "deletion": [*output[:15], KEEP, KEEP, KEEP, *output[15:]],
+        "insertion": [*output[:15], *output[18:]],
+    }[edit]
+    decoder = Decoder(Network(network), frozenset())
+    row = Row((4, 5, 6), tuple(draft), 40)
+    finish(decoder, decoder.begin([row]))
+    assert row.output == output
+    assert row.passes <= 8
+
+
+def test_remembered_prompts_save_their_tokens_and_change_nothing() -> None:
+    network = Network(model("gemma2", VOCABULARY))
+    fed: list[int] = []
+    run = network.forward
+
+    def counted(kv: KV, pending: Any, proposals: Any) -> Any:
+        fed.append(sum(map(len, pending)))
+        return run(kv, pending, proposals)
+
+    network.forward = counted  # type: ignore[method-assign]
+    decoder = Decoder(network, frozenset(), prefixes=Prefixes(1000))
+    prompt = tuple(range(100))
+    for end in (60, 80, 100, 100):
+        row = Row(prompt[:end], (), 1)
+        finish(decoder, decoder.begin([row]))
+        assert row.output == plain_greedy(network.model, prompt[:end], frozenset(), 1)
+    assert fed == [60, 20, 20, 1]
+
+
+def test_remembered_prompts_are_bounded() -> None:
+    network = Network(model("llama", VOCABULARY))
+    prefixes = Prefixes(50)
+    decoder = Decoder(network, frozenset(), prefixes=prefixes)
+    for start in range(5):
+        prompt = tuple(range(start * 20, start * 20 + 20))
+        finish(decoder, decoder.begin([Row(prompt, (), 1)]))
+    assert prefixes.longest((*range(80, 100), 1)) is not None
+    assert prefixes.longest((*range(60, 80), 1)) is not None
+    assert prefixes.longest((*range(40, 60), 1)) is None
+    finish(decoder, decoder.begin([Row(tuple(range(60)), (), 1)]))
+    assert prefixes.longest((*range(60), 1)) is None
+
+
+def test_logits_that_are_no_numbers_break_their_row_only() -> None:
+    network = Network(model("llama", VOCABULARY))
+    run = network.forward
+
+    def poisoned(kv: KV, pending: Any, proposals: Any) -> Any:
+        best, chosen = run(kv, pending, proposals)
+        best[0] = float("nan")
+        return best, chosen
+
+    network.forward = poisoned  # type: ignore[method-assign]
+    decoder = Decoder(network, frozenset())
+    rows = [Row((1, 2), (), 3), Row((3, 4, 5), (), 3)]
+    batch = decoder.begin(rows)
+    assert decoder.step(batch) == [rows[0]]
+    assert rows[0].finished == "broken"
+    assert rows[1].finished is None
+    assert rows[1].output == plain_greedy(network.model, (3, 4, 5), frozenset(), 1)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_these_architectures_run_in_ragged_batches(architecture: str) -> None:
+    assert ragged_works(Network(model(architecture, VOCABULARY)))
+
+
+def test_a_model_that_ignores_position_ids_is_found_out() -> None:
+    network = Network(model("llama", VOCABULARY))
+    inner = network.model
+
+    class Deaf:
+        device, dtype, config = inner.device, inner.dtype, inner.config
+
+        def __call__(self, **options: Any) -> Any:
+            options.pop("position_ids", None)
+            return inner(**options)
+
+    network.model = Deaf()
+    assert not ragged_works(network)
+
+
+def test_a_model_that_refuses_a_ready_made_mask_is_found_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    network = Network(model("llama", VOCABULARY))
+    inner = network.model
+
+    class Refusing:
+        device, dtype, config = inner.device, inner.dtype, inner.config
+
+        def __call__(self, **options: Any) -> Any:
+            if "attention_mask" in options:
+                raise ValueError("two dimensions, please")
+            return inner(**options)
+
+    network.model = Refusing()
+    assert not ragged_works(network)
+    assert "padded batches" in caplog.text
+
+
+def test_the_head_runs_on_the_tokens_that_are_looked_at_only() -> None:
+    network = Network(model("llama", VOCABULARY))
+    assert network.logits(KV.empty(1), [list(range(50))], [[1, 2]]).shape == (1, 3, VOCABULARY)
+    seen: list[int] = []
+    hook = network.model.lm_head.register_forward_hook(
+        lambda _module, inputs, _output: seen.append(inputs[0].shape[1])
+    )
+    network.logits(KV.empty(1), [list(range(50))], [[1, 2]])
+    hook.remove()
+    assert seen == [3]
+
+
+@given(
+    st.lists(st.integers(0, 5), max_size=20),
+    st.lists(st.integers(0, 5), max_size=40),
+    st.integers(0, 30),
+)
+def test_a_cursor_proposes_runs_of_its_draft_within_the_room(
+    draft: list[int], output: list[int], room: int
+) -> None:
+    cursor = DraftCursor(draft)
+    at = 0
+    while at < len(output):
+        proposal = cursor.propose(room)
+        assert len(proposal) <= room
+        text = ",".join(map(str, draft))
+        assert ",".join(map(str, proposal)) in text
+        accepted = 0
+        while (
+            accepted < len(proposal)
+            and at + accepted < len(output) - 1
+            and proposal[accepted] == output[at + accepted]
+        ):
+            accepted += 1
+        cursor.advance(len(proposal), accepted, output[at + accepted])
+        at += accepted + 1
