@@ -19,9 +19,7 @@ closed branches and dropped reviews change nothing; as many branches are closed 
 """
 
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 from stream_aligner_proxy.core.errors import ProxyError, ReviewError
 from stream_aligner_proxy.core.events import (
@@ -43,6 +41,7 @@ from stream_aligner_proxy.core.events import (
     StartReview,
     TextArrived,
 )
+from stream_aligner_proxy.core.line import Broken, End, Part, Splitter, Unit, WholeAnswer, unit_of
 from stream_aligner_proxy.core.meter import Meter
 from stream_aligner_proxy.core.records import (
     ChatRequest,
@@ -53,74 +52,11 @@ from stream_aligner_proxy.core.records import (
     Policy,
     Review,
     Usage,
-    Verdict,
 )
 from stream_aligner_proxy.core.sentences import Sentence, SentenceSplitter
 
 # Parts (tool-call pieces, reasoning) waiting behind a sentence before reading pauses.
 _MAX_WAITING = 64
-
-
-class Splitter(Protocol):
-    """What cuts a branch's text into units."""
-
-    @property
-    def pending(self) -> int: ...
-
-    def feed(self, text: str) -> list[Sentence]: ...
-
-    def flush(self) -> list[Sentence]: ...
-
-
-class WholeAnswer:
-    """A splitter that holds everything until the end: the unit of `whole` mode."""
-
-    def __init__(self) -> None:
-        self._pieces: list[str] = []
-        self.pending = 0
-
-    def feed(self, text: str) -> list[Sentence]:
-        self._pieces.append(text)
-        self.pending += len(text)
-        return []
-
-    def flush(self) -> list[Sentence]:
-        text = "".join(self._pieces)
-        self._pieces.clear()
-        self.pending = 0
-        return [Sentence(text)] if text else []
-
-
-@dataclass(slots=True)
-class _Unit:
-    """A sentence in line. `text` = `lead` + `core` + `tail`, the outer two being whitespace."""
-
-    text: str
-    lead: str
-    core: str
-    tail: str
-    tokens: int
-    branch: int
-    passed: bool
-    review: int | None = None
-    verdict: Verdict | None = None
-    error: ProxyError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    part: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    finish_reason: str
-    usage: Usage | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Broken:
-    error: ProxyError
 
 
 class AlignmentLoop:
@@ -144,9 +80,9 @@ class AlignmentLoop:
         self._splitter: Splitter = self._new_splitter()
         self._owed = ""  # committed trailing whitespace that was not sent with the prefix
         self._rewritten = False  # text of the running branch was changed
-        self._waiting: deque[_Unit | _Part | _End | _Broken] = deque()
+        self._waiting: deque[Unit | Part | End | Broken] = deque()
         self._units = 0  # of these, sentences
-        self._reviews: dict[int, _Unit] = {}  # in flight
+        self._reviews: dict[int, Unit] = {}  # in flight
         self._next_review = 0
         self._done = False
         self._corrections = self._unreviewed = self._discarded = 0
@@ -204,14 +140,14 @@ class AlignmentLoop:
                 self._text(text, tokens)
             case PartArrived(_, part):
                 self._line_up(self._splitter.flush())
-                self._waiting.append(_Part(part))
+                self._waiting.append(Part(part))
             case PromptMetered(_, tokens):
                 self._meter.prompt(tokens)
             case BranchEnded(_, finish_reason, usage):
                 self._end(finish_reason, usage)
             case BranchBroke(_, error):
                 self._close_branch()
-                self._waiting.append(_Broken(error))
+                self._waiting.append(Broken(error))
             case ReviewDone(review, verdict):
                 self._aligner_prompt += verdict.prompt_tokens
                 self._aligner_completion += verdict.completion_tokens
@@ -252,30 +188,18 @@ class AlignmentLoop:
         self._line_up(self._splitter.feed(text))
         if self._whole and self._splitter.pending > self._policy.max_whole_chars:
             self._close_branch()
-            self._waiting.append(_Broken(ReviewError("the reply is too long to review as a whole")))
+            self._waiting.append(Broken(ReviewError("the reply is too long to review as a whole")))
 
     def _end(self, finish_reason: str, usage: Usage | None) -> None:
         self._line_up(self._splitter.flush())
-        self._waiting.append(_End(finish_reason, usage))
+        self._waiting.append(End(finish_reason, usage))
         self._close_branch()
 
     def _line_up(self, sentences: list[Sentence]) -> None:
         for sentence in sentences:
-            text = sentence.text
-            core = text.strip()
-            lead = text[: len(text) - len(text.lstrip())] if core else text
-            code = sentence.kind == "code" and not self._policy.review_code
-            self._waiting.append(
-                _Unit(
-                    text=text,
-                    lead=lead,
-                    core=core,
-                    tail=text[len(lead) + len(core) :],
-                    tokens=self._meter.take(len(text)),
-                    branch=self._branch,
-                    passed=code or not core,
-                )
-            )
+            tokens = self._meter.take(len(sentence.text))
+            passed = sentence.kind == "code" and not self._policy.review_code
+            self._waiting.append(unit_of(sentence, self._branch, tokens, passed=passed))
             self._units += 1
 
     # --- the line --------------------------------------------------------------------------
@@ -284,22 +208,22 @@ class AlignmentLoop:
         """Commit all that can be committed, then start the reviews that may run."""
         while self._waiting and not self._done:
             match self._waiting[0]:
-                case _Unit() as unit:
+                case Unit() as unit:
                     if not self._settle(unit):
                         break
-                case _Part(part):
+                case Part(part):
                     self._waiting.popleft()
                     self._actions.append(Deliver(part=part))
-                case _End(finish_reason, usage):
+                case End(finish_reason, usage):
                     self._waiting.popleft()
                     self._finish(finish_reason, usage)
-                case _Broken(error):
+                case Broken(error):
                     self._waiting.popleft()
                     self._fail(error)
         if not self._done:
             self._start_reviews()
 
-    def _settle(self, unit: _Unit) -> bool:
+    def _settle(self, unit: Unit) -> bool:
         """Commit the head of the line if it can be; False where its verdict is awaited."""
         if unit.passed:
             self._commit(unit, unit.text, "passed")
@@ -317,7 +241,7 @@ class AlignmentLoop:
             self._replace(unit, unit.verdict.replacement.strip(), unit.verdict.end)
         return True
 
-    def _keep(self, unit: _Unit, end: bool) -> None:
+    def _keep(self, unit: Unit, end: bool) -> None:
         # A running branch knows nothing of longer text put in before: only then is a kept sentence
         # measured against the client's limit.
         fitting = self._meter.cut(unit.text) if self._rewritten else unit.text
@@ -327,7 +251,7 @@ class AlignmentLoop:
         elif end:
             self._finish("stop", None)
 
-    def _replace(self, unit: _Unit, replacement: str, end: bool) -> None:
+    def _replace(self, unit: Unit, replacement: str, end: bool) -> None:
         self._corrections += 1
         self._rewritten = True
         fitting = self._meter.cut(replacement)
@@ -346,7 +270,7 @@ class AlignmentLoop:
             # The branch stays; what was reviewed ahead had assumed the sentence was kept.
             self._drop_reviews(keep_units=True)
 
-    def _commit(self, unit: _Unit, text: str, outcome: Outcome) -> None:
+    def _commit(self, unit: Unit, text: str, outcome: Outcome) -> None:
         self._waiting.popleft()
         self._units -= 1
         text = self._joined_to(self._committed, text)
@@ -382,7 +306,7 @@ class AlignmentLoop:
         for unit in self._waiting:
             if in_flight >= self._policy.review_ahead:
                 return
-            if not isinstance(unit, _Unit):
+            if not isinstance(unit, Unit):
                 continue
             if unit.verdict is not None and not unit.verdict.kept:
                 return  # what follows it will be dropped or reviewed again
@@ -402,12 +326,12 @@ class AlignmentLoop:
         self._reviews.clear()
         if keep_units:
             for unit in self._waiting:
-                if isinstance(unit, _Unit):
+                if isinstance(unit, Unit):
                     unit.review = unit.verdict = unit.error = None
 
     def _drop_line(self) -> None:
         self._drop_reviews(keep_units=False)
-        self._discarded += sum(unit.tokens for unit in self._waiting if isinstance(unit, _Unit))
+        self._discarded += sum(unit.tokens for unit in self._waiting if isinstance(unit, Unit))
         self._waiting.clear()
         self._units = 0
 

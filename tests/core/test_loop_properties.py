@@ -18,6 +18,7 @@ from stream_aligner_proxy.core.events import (
     ReviewDone,
     TextArrived,
 )
+from stream_aligner_proxy.core.line import Unit
 from stream_aligner_proxy.core.records import ChatRequest, Mode, Policy, Review, Turn, Verdict
 from tests.core.simulation import Simulation
 
@@ -137,7 +138,7 @@ def test_what_waits_for_a_verdict_is_bounded_by_the_lookahead(chunks, lookahead)
     simulation = Simulation(policy, lambda prefix: list("".join(chunks)), lambda review: Verdict())
     while simulation.running and simulation.loop.wants_text:
         simulation.feed()  # one character at a time, and never a verdict
-    waiting = [unit for unit in simulation.loop._waiting if hasattr(unit, "core")]
+    waiting = [unit for unit in simulation.loop._waiting if isinstance(unit, Unit)]
     assert len(waiting) <= lookahead + 1  # the last character may end two: a unit and whitespace
     assert len(simulation.reviews) <= 1
 
