@@ -9,7 +9,7 @@ key's dotted path and what is allowed, never a value, for a value may be a secre
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -26,9 +26,11 @@ from pydantic import (
     model_validator,
 )
 
+from stream_aligner_proxy.aligners.registry import BACKENDS
 from stream_aligner_proxy.configfile import merge_environment, parse_yaml
 from stream_aligner_proxy.core.errors import ConfigError
 from stream_aligner_proxy.core.records import Mode, Policy
+from stream_aligner_proxy.upstream.dialects import DIALECTS
 
 PREFIX = "STREAM_ALIGNER_"
 _MODES = ", ".join(Mode)
@@ -47,9 +49,20 @@ class Timeouts(Section):
     """How long an upstream may take, in seconds."""
 
     connect: Seconds = 5.0
-    first_byte: Seconds = 60.0
-    between_chunks: Seconds = 30.0
-    total: Seconds = 600.0
+    first_byte: Seconds = 120.0
+    between_chunks: Seconds = 60.0
+    total: Seconds = 1800.0
+
+
+def _one_of(names: Iterable[str]) -> Callable[[str], str]:
+    known = tuple(names)
+
+    def check(name: str) -> str:
+        if name not in known:
+            raise ValueError(f"must be one of {', '.join(known)}")
+        return name
+
+    return check
 
 
 def _base_url(url: str) -> str:
@@ -68,7 +81,7 @@ class UpstreamSettings(Section):
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")]
     base_url: Annotated[str, AfterValidator(_base_url)]
-    dialect: str
+    dialect: Annotated[str, AfterValidator(_one_of(DIALECTS))]
     api_key: SecretStr | None = None
     api_key_env: str | None = None
     timeouts: Timeouts = Timeouts()
@@ -86,16 +99,17 @@ def _relative_to_file(path: Path, info: ValidationInfo) -> Path:
 
 
 class AlignerSettings(Section):
-    """The model that reviews. Which keys matter depends on the backend."""
+    """The model that reviews. Which keys matter depends on the backend; its own defaults hold for
+    what is not given."""
 
-    backend: Literal["rules", "transformers"]
+    backend: Annotated[str, AfterValidator(_one_of(BACKENDS))]
     path: Annotated[Path, AfterValidator(_relative_to_file)]
     profile: str | None = None
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    max_batch: Annotated[int, Field(ge=1)] = 8
-    queue: Annotated[int, Field(ge=1)] = 256
-    timeout: Seconds = 30.0
+    device: str | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+    max_batch: Annotated[int, Field(ge=1)] | None = None
+    queue: Annotated[int, Field(ge=1)] | None = None
+    timeout: Seconds | None = None
     threads: Annotated[int, Field(ge=1)] | None = None
     window: Annotated[int, Field(ge=64)] | None = None
 

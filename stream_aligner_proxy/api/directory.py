@@ -1,0 +1,173 @@
+"""Which upstream serves which model: the upstreams' `/models`, merged and remembered.
+
+Requests are routed by what was last heard, without asking first; only a name that nobody is known
+to serve makes the directory ask again, once. Concurrent askers share one refresh.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from stream_aligner_proxy.core.errors import (
+    ModelNotFound,
+    UpstreamError,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from stream_aligner_proxy.core.ports import Upstream
+
+Models = list[dict[str, object]]
+
+_TTL_SECONDS = 30.0
+_LIST_SECONDS = 5.0
+
+
+class Relayed(Protocol):
+    """An upstream's answer, passed on as it is: `body` where it is JSON, otherwise `frames`."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def body(self) -> bytes | None: ...
+
+    @property
+    def frames(self) -> AsyncIterator[bytes]: ...
+
+
+class ServedUpstream(Upstream, Protocol):
+    """What the API needs of an upstream beside branches."""
+
+    def relay(
+        self,
+        body: bytes | Mapping[str, Any],
+        headers: Mapping[str, str],
+        *,
+        stream: bool,
+        request_id: str = "",
+    ) -> AbstractAsyncContextManager[Relayed]: ...
+
+    async def models(self, headers: Mapping[str, str] | None = None) -> Models: ...
+
+    async def ping(self) -> None: ...
+
+
+class Directory:
+    """The models of all upstreams. Where two serve a name, the one configured first gets it."""
+
+    def __init__(
+        self,
+        upstreams: Sequence[ServedUpstream],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        ttl: float = _TTL_SECONDS,
+    ) -> None:
+        self._upstreams = tuple(upstreams)
+        self._clock = clock
+        self._ttl = ttl
+        self._lists: dict[str, Models] = {}
+        self._failures: dict[str, UpstreamError] = {}
+        self._refreshed: float | None = None
+        self._refreshes = 0
+        self._lock = asyncio.Lock()
+
+    @property
+    def upstreams(self) -> tuple[ServedUpstream, ...]:
+        return self._upstreams
+
+    async def pick(self, model: str) -> ServedUpstream:
+        """The upstream that serves `model`. Raises `ModelNotFound` or `UpstreamUnreachable`."""
+        if found := self._owner(model):
+            return found
+        await self.refresh()
+        if found := self._owner(model):
+            return found
+        if len(self._upstreams) == 1 and self._failures:
+            # It cannot list its models (or not now): let it say itself what it thinks of the name.
+            return self._upstreams[0]
+        down = [name for name, error in self._failures.items() if _is_down(error)]
+        if down:
+            raise UpstreamUnreachable(
+                f"No reachable upstream serves the model '{model}', and these could not be asked: "
+                f"{', '.join(down)}.",
+                status=503,
+            )
+        raise ModelNotFound(f"The model '{model}' does not exist.", param="model")
+
+    async def models(self, headers: Mapping[str, str]) -> Models:
+        """All models, each once. `headers` are the client's, for upstreams that want its key.
+
+        Raises `UpstreamError` where no upstream could be asked.
+        """
+        if self._refreshed is None or self._clock() - self._refreshed > self._ttl:
+            await self.refresh()
+        merged: dict[str, dict[str, object]] = {}
+        # A server without `/models` is no failure: it has nothing to list.
+        down = [error for error in self._failures.values() if _is_down(error)]
+        for upstream in self._upstreams:
+            try:
+                models = await self._of(upstream, headers)
+            except UpstreamError as error:
+                down.insert(0, error)
+                continue
+            for model in models:
+                merged.setdefault(str(model["id"]), _described(model, upstream.name))
+        if not merged and down:
+            raise down[0]
+        return list(merged.values())
+
+    async def refresh(self) -> None:
+        """Ask every upstream; what cannot be asked keeps its last known list."""
+        seen = self._refreshes
+        async with self._lock:
+            if self._refreshes != seen:
+                return  # somebody else's refresh ended while this one waited
+            async with asyncio.TaskGroup() as group:
+                for upstream in self._upstreams:
+                    group.create_task(self._ask(upstream))
+            self._refreshes += 1
+            self._refreshed = self._clock()
+
+    async def _ask(self, upstream: ServedUpstream) -> None:
+        try:
+            async with asyncio.timeout(_LIST_SECONDS):
+                models = await upstream.models()
+        except UpstreamError as error:
+            self._failures[upstream.name] = error
+        except TimeoutError:
+            self._failures[upstream.name] = UpstreamTimeout(
+                f"upstream '{upstream.name}' did not list its models in {_LIST_SECONDS:.0f} s"
+            )
+        else:
+            self._failures.pop(upstream.name, None)
+            self._lists[upstream.name] = [
+                model for model in models if isinstance(model.get("id"), str)
+            ]
+
+    async def _of(self, upstream: ServedUpstream, headers: Mapping[str, str]) -> Models:
+        """One upstream's list; asked with the client's own key where it wants one, and then not
+        remembered, for another client may not see the same."""
+        failure = self._failures.get(upstream.name)
+        wants_key = failure is not None and failure.code == "upstream_credentials"
+        if wants_key and "authorization" in headers:
+            return [m for m in await upstream.models(headers) if isinstance(m.get("id"), str)]
+        return self._lists.get(upstream.name, [])
+
+    def _owner(self, model: str) -> ServedUpstream | None:
+        for upstream in self._upstreams:
+            if any(known["id"] == model for known in self._lists.get(upstream.name, ())):
+                return upstream
+        return None
+
+
+def _is_down(error: UpstreamError) -> bool:
+    """Whether asking later could help; 404 and 405 mean that it has no such route."""
+    return not (isinstance(error, UpstreamRejected) and error.status in (404, 405, 501))
+
+
+def _described(model: Mapping[str, object], owner: str) -> dict[str, object]:
+    """The fields that SDKs require are there whatever the upstream left out."""
+    return {"object": "model", "created": 0, "owned_by": owner, **model}

@@ -1,0 +1,130 @@
+"""Deciding how one chat request is treated: its mode, and what is refused in it.
+
+The structure policy lives here: what cannot be aligned gets a clear 400, or passes through
+untouched with a header that says so. It is the same for streams and for whole replies.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stream_aligner_proxy.api.schemas import EXTENSION, ChatBody
+from stream_aligner_proxy.core.errors import RequestError
+from stream_aligner_proxy.core.records import ChatRequest, Mode, Scope
+
+# What the proxy asks for itself: the upstream client adds its own.
+_OURS = ("stream", "stream_options")
+_STRUCTURED = ("json_object", "json_schema")
+
+SCOPE_OF: Mapping[Mode, Scope] = {
+    Mode.STREAM: "sentence",
+    Mode.SHADOW: "sentence",
+    Mode.WHOLE: "whole",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do with a request.
+
+    `passthrough` names the field for whose sake an aligned mode became `off`.
+    `relay_body` is what the upstream gets in mode `off`: all of it but the extension field.
+    """
+
+    request: ChatRequest
+    mode: Mode
+    stream: bool
+    include_usage: bool
+    provenance: bool
+    passthrough: str | None
+    relay_body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the operator settled: the mode of this route, those a request may choose instead, and
+    whether sentences come back with their history when a request does not say."""
+
+    mode: Mode
+    choices: frozenset[Mode]
+    provenance: bool = False
+
+    def allows(self, mode: Mode) -> bool:
+        return mode is self.mode or mode in self.choices
+
+
+def decide(
+    raw: Mapping[str, Any],
+    body: ChatBody,
+    rules: Rules,
+    *,
+    scopes: frozenset[Scope],
+    headers: Mapping[str, str],
+    request_id: str,
+) -> Plan:
+    """Raises `RequestError` for what the chosen mode cannot do."""
+    extension = body.stream_aligner
+    mode = rules.mode
+    if extension is not None and extension.mode is not None:
+        mode = extension.mode
+        if not rules.allows(mode):
+            allowed = ", ".join(m for m in Mode if rules.allows(m))
+            raise RequestError(
+                f"The mode '{mode}' is not allowed here; allowed: {allowed}.",
+                param=f"{EXTENSION}.mode",
+                code="mode_not_allowed",
+            )
+    passthrough = None
+    if mode is not Mode.OFF:
+        if body.response_format is not None and body.response_format.type in _STRUCTURED:
+            mode, passthrough = Mode.OFF, "response_format"
+        else:
+            _refuse_unalignable(body, mode, rules)
+            if SCOPE_OF[mode] not in scopes:
+                raise RequestError(
+                    f"The aligner of this server cannot work in mode '{mode}'.",
+                    param=f"{EXTENSION}.mode",
+                    code="mode_not_available",
+                )
+    relay_body = {key: value for key, value in raw.items() if key != EXTENSION}
+    provenance = extension.provenance if extension is not None else None
+    return Plan(
+        request=ChatRequest(
+            model=body.model,
+            body={key: value for key, value in relay_body.items() if key not in _OURS},
+            conversation=body.conversation(),
+            max_tokens=body.token_limit(),
+            headers=headers,
+            request_id=request_id,
+        ),
+        mode=mode,
+        stream=bool(body.stream),
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        provenance=rules.provenance if provenance is None else provenance,
+        passthrough=passthrough,
+        relay_body=relay_body,
+    )
+
+
+def _refuse_unalignable(body: ChatBody, mode: Mode, rules: Rules) -> None:
+    """Say no to what would be wrong over rewritten text, rather than be quietly wrong."""
+    if body.n is not None and body.n > 1:
+        _refuse("n", "only one choice can be aligned per request", mode, rules)
+    if body.logprobs:
+        _refuse("logprobs", "log probabilities do not belong to rewritten text", mode, rules)
+    if body.top_logprobs:
+        _refuse("top_logprobs", "log probabilities do not belong to rewritten text", mode, rules)
+    if body.modalities is not None and body.modalities != ["text"]:
+        _refuse("modalities", "only text can be aligned", mode, rules)
+
+
+def _refuse(param: str, why: str, mode: Mode, rules: Rules) -> None:
+    if rules.allows(Mode.OFF):
+        remedy = f'or send "{EXTENSION}": {{"mode": "off"}}'
+    else:
+        remedy = "or ask the operator to allow the mode 'off'"
+    raise RequestError(
+        f"'{param}' cannot be used in mode '{mode}': {why}. Leave it out, {remedy}.",
+        param=param,
+        code="unsupported_in_mode",
+    )

@@ -1,0 +1,78 @@
+"""Mode `off`: the upstream's answer passes through as it came, event by event."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from stream_aligner_proxy.api.directory import ServedUpstream
+from stream_aligner_proxy.api.plan import Plan
+from stream_aligner_proxy.api.response import EVENT_STREAM_HEADERS, HttpOut, WatchedResponse
+from stream_aligner_proxy.core.errors import ProxyError
+from stream_aligner_proxy.core.ports import Observer
+from stream_aligner_proxy.core.records import Mode
+
+
+class RelayResponse(WatchedResponse):
+    """Nothing is read or changed. An upstream that breaks off ends in an error frame here too."""
+
+    def __init__(
+        self,
+        upstream: ServedUpstream,
+        plan: Plan,
+        *,
+        observers: Sequence[Observer],
+        request_id: str,
+        headers: Mapping[str, str],
+        count_error: Callable[[ProxyError], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(request_id=request_id, headers=headers, count_error=count_error)
+        self._upstream = upstream
+        self._plan = plan
+        self._observers = observers
+        self._clock = clock
+
+    async def write_to(self, out: HttpOut) -> None:
+        begun = self._clock()
+        ended = "cancelled"
+        for observer in self._observers:
+            observer.opened(Mode.OFF, self._plan.request.model)
+        try:
+            await self._relay(out, begun)
+            ended = "finished"
+        except ProxyError as error:
+            ended = error.code or error.type
+            raise
+        finally:
+            for observer in self._observers:
+                observer.closed(Mode.OFF, ended, self._clock() - begun)
+
+    async def _relay(self, out: HttpOut, begun: float) -> None:
+        request = self._plan.request
+        async with self._upstream.relay(
+            self._plan.relay_body,
+            request.headers,
+            stream=self._plan.stream,
+            request_id=request.request_id,
+        ) as relayed:
+            theirs = {name.lower(): value for name, value in relayed.headers.items()}
+            if (upstream_id := theirs.pop("x-request-id", None)) is not None:
+                theirs["x-upstream-request-id"] = upstream_id
+            headers = {**theirs, **self._reply_headers}
+            if relayed.body is not None:
+                headers["content-length"] = str(len(relayed.body))
+                headers.setdefault("content-type", "application/json")
+                await out.start(headers)
+                await out.end(relayed.body)
+                return
+            async for frame in relayed.frames:
+                if not out.started:
+                    self._first_text(self._clock() - begun)
+                    await out.start({**headers, **EVENT_STREAM_HEADERS})
+                await out.write(frame)
+            if not out.started:
+                await out.start({**headers, **EVENT_STREAM_HEADERS})
+            await out.end()
+
+    def _first_text(self, seconds: float) -> None:
+        for observer in self._observers:
+            observer.first_text(seconds)

@@ -1,0 +1,178 @@
+"""The command `stream-aligner`: `demo` and `serve`.
+
+What the operator got wrong is one line on stderr and exit code 2; nothing listens then.
+"""
+
+import argparse
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from stream_aligner_proxy import __version__
+from stream_aligner_proxy.core.errors import ConfigError
+
+_EXAMPLES = """\
+examples:
+  stream-aligner demo
+      Try it: two tiny built-in models, a page to play with, nothing to configure.
+
+  stream-aligner serve --config proxy.yaml
+      Put an aligner between your LLM server and your clients. The smallest proxy.yaml:
+
+        upstreams: [{name: main, base_url: "http://127.0.0.1:9001/v1", dialect: vllm}]
+        aligner: {backend: rules, path: rules.yaml}
+        alignment: {mode: stream}
+
+      and rules.yaml, a list of regular expressions and what to write instead:
+
+        - {find: 'utili[sz]e', replace: use}
+
+      Then point any OpenAI client at http://127.0.0.1:8000/v1.
+
+Every key can also be set by the environment, which wins over the file:
+  STREAM_ALIGNER_ALIGNMENT__MODE=shadow stream-aligner serve --config proxy.yaml
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "serve":
+            return _serve(options)
+        return _demo(options)
+    except ConfigError as error:
+        print(f"stream-aligner: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="stream-aligner",
+        description="An OpenAI-compatible proxy that corrects an LLM's reply, sentence by sentence,"
+        " while it is being written.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"stream-aligner {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | serve")
+    demo = commands.add_parser("demo", help="serve two tiny built-in models: upstream and aligner")
+    serve = commands.add_parser("serve", help="serve what a configuration file says")
+    serve.add_argument("--config", required=True, type=Path, metavar="FILE", help="a YAML file")
+    for command in (demo, serve):
+        command.add_argument("--host", metavar="H", help="address to listen on (127.0.0.1)")
+        command.add_argument(
+            "--port", type=_port, metavar="P", help="port to listen on (8000); 0 takes a free one"
+        )
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port (0 to 65535)")
+    return int(text)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    # Imported late: `--help` and a mistyped file must not wait for the server's libraries.
+    from stream_aligner_proxy.app import create_app  # noqa: PLC0415
+    from stream_aligner_proxy.serving import run  # noqa: PLC0415
+    from stream_aligner_proxy.settings import load  # noqa: PLC0415
+
+    settings = load(options.config)
+    server = settings.server
+    _log_to_stderr(server.log_level)
+    app = create_app(settings)
+    with _listen(options.host or server.host, _given(options.port, server.port)) as listener:
+        _exit_on_sigterm()
+        run(app, listener, server.shutdown_seconds, server.log_level)
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from stream_aligner_proxy.app import create_app  # noqa: PLC0415
+    from stream_aligner_proxy.demo.launch import EXAMPLES, DemoUpstream, demo_settings  # noqa: PLC0415
+    from stream_aligner_proxy.serving import address, run  # noqa: PLC0415
+
+    _log_to_stderr("warning")
+    with _listen(options.host or "127.0.0.1", _given(options.port, 8000)) as listener:
+        _exit_on_sigterm()
+        with DemoUpstream() as upstream:
+            settings = demo_settings(upstream.base_url)
+            app = create_app(settings, examples=EXAMPLES)
+
+            def welcome() -> None:
+                print(_welcome(address(listener), EXAMPLES[0], upstream.model), flush=True)
+
+            run(app, listener, 3, "warning", started=welcome)
+    return 0
+
+
+def _welcome(base: str, question: str, model: str) -> str:
+    return f"""
+  Stream Aligner demo: a small upstream that makes mistakes, and an aligner that corrects them.
+
+  Page   {base}/
+  API    {base}/v1
+
+  curl -N {base}/v1/chat/completions -H 'content-type: application/json' -d '{{
+    "model": "{model}", "stream": true, "stream_aligner": {{"provenance": true}},
+    "messages": [{{"role": "user", "content": "{question}"}}]}}'
+
+  Ctrl+C ends it.
+"""
+
+
+def _given(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind before anything slow is loaded, so that a taken port is known at once."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, proto, _, where = found[0]
+        listener = socket.socket(family, kind, proto)
+    except OSError as error:
+        raise ConfigError(f"server.host: {host} cannot be used: {error.strerror}") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(1024)  # bound only, a second process could still bind it too
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"server.port: cannot listen on {host} port {port}: {error.strerror}; "
+            "choose another with --port"
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+def _exit_on_sigterm() -> None:
+    """Unwind on SIGTERM as on Ctrl+C, so that every `finally` and context ends what it began."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    # Its lines at this level hold full addresses of upstreams.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpcore").setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Prometheus metrics of one app, in a registry of its own.
+
+Labels come from fixed sets only: a model's name or an upstream's error code is somebody else's
+text, and every new value would be a new time series for ever.
+"""
+
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from stream_aligner_proxy.core.errors import ProxyError
+from stream_aligner_proxy.core.records import Committed
+
+_NAMESPACE = "stream_aligner"
+_REVIEW_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_TEXT_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
+_REPLY_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
+
+
+def _codes(kind: type[ProxyError]) -> set[str]:
+    own = {kind.code or kind.type}
+    return own.union(*(_codes(below) for below in kind.__subclasses__()))
+
+
+class Metrics:
+    """An `Observer` that counts."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._outcomes = _codes(ProxyError) | {"finished", "cancelled", "internal_error"}
+        counter = partial(Counter, namespace=_NAMESPACE, registry=self._registry)
+        gauge = partial(Gauge, namespace=_NAMESPACE, registry=self._registry)
+        histogram = partial(Histogram, namespace=_NAMESPACE, registry=self._registry)
+        self._open = gauge("open_replies", "Replies being written now.", ["mode"])
+        self._replies = counter(
+            "replies", "Replies that ended, by how they ended.", ["mode", "outcome"]
+        )
+        self._reply_seconds = histogram(
+            "reply_seconds", "Time a reply took.", ["mode"], buckets=_REPLY_SECONDS
+        )
+        self._first_text = histogram(
+            "first_text_seconds",
+            "Time until the first text was ready for the client.",
+            buckets=_TEXT_SECONDS,
+        )
+        self._review_seconds = histogram(
+            "review_seconds",
+            "Time from asking the aligner to its verdict.",
+            buckets=_REVIEW_SECONDS,
+        )
+        self._sentences = counter("sentences", "Committed sentences.", ["verdict"])
+        self._unreviewed = counter(
+            "unreviewed_characters",
+            "Characters delivered although their review failed (fail_open).",
+        )
+        self._branches = counter("branches", "Upstream runs that were started.")
+        self._open_branches = gauge("open_branches", "Upstream runs going on now.")
+        self._discarded = counter(
+            "discarded_tokens", "Upstream tokens thrown away after a correction."
+        )
+        self._errors = counter("errors", "Errors told to clients.", ["code"])
+        self._observer_failures = counter("observer_failures", "Calls in which an observer raised.")
+
+    def opened(self, mode: str, model: str) -> None:
+        self._open.labels(mode).inc()
+
+    def branch_opened(self, branch: int, prefix_chars: int) -> None:
+        self._branches.inc()
+        self._open_branches.inc()
+
+    def branch_closed(self, branch: int, discarded_tokens: int) -> None:
+        self._open_branches.dec()
+        self._discarded.inc(discarded_tokens)
+
+    def committed(self, unit: Committed, review_seconds: float | None) -> None:
+        self._sentences.labels(unit.outcome).inc()
+        if unit.outcome == "unreviewed":
+            self._unreviewed.inc(len(unit.text))
+        if review_seconds is not None:
+            self._review_seconds.observe(review_seconds)
+
+    def first_text(self, seconds: float) -> None:
+        self._first_text.observe(seconds)
+
+    def closed(self, mode: str, outcome: str, seconds: float) -> None:
+        self._open.labels(mode).dec()
+        known = outcome if outcome in self._outcomes else "upstream_rejected"
+        self._replies.labels(mode, known).inc()
+        self._reply_seconds.labels(mode).observe(seconds)
+
+    def error(self, error: ProxyError) -> None:
+        """Count an error that a client was told."""
+        self._errors.labels(type(error).code or type(error).type).inc()
+
+    def observer_failed(self) -> None:
+        self._observer_failures.inc()
+
+    def render(self) -> tuple[bytes, str]:
+        """The exposition and its content type."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
