@@ -19,7 +19,6 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-
 from pydantic_core import PydanticCustomError
 
 from stream_aligner_proxy.core.errors import RequestError
@@ -169,8 +168,7 @@ def _refusal(error: ValidationError) -> RequestError:
     """The first mistake, as OpenAI would say it. The input's values are never repeated."""
     details = error.errors(include_input=False, include_url=False)
     detail = details[0]
-    steps = [step for step in detail["loc"] if step not in (_NEEDED = "needed_here"
-_TEXT, _PARTS, _NONE)]
+    steps = [step for step in detail["loc"] if step not in (_TEXT, _PARTS, _NONE)]
     if detail["type"] == _NEEDED:
         steps.append(detail["ctx"]["field"])
     param = ""
