@@ -34,23 +34,23 @@ _TITLES = _words("""
     c.-à-d p.ex par.ex env dir
     sr sra srta sres dn dña excmo excma lic ud uds vd vds p.ej pdo fdo dra dras hno hnos gral
     dott sig sigg avv arch dottssa p.es exmo exma dhr mevr mw bijv d.w.z o.a
-    św ul tzn tj gł ул тов гр им т.е т.к т.н см ср напр проф акад
+    św ul tzn tj gł ул тов гр т.е т.к т.н см ср напр проф акад
     डॉ प्रो श्री
 """)
 _NUMBERS = _words("""
-    no nos nr nrs num núm n° nº p pp pg pgs pág págs pag fig figs fl vol vols ch chap sec sect sek
+    no nos nr nrs num núm n° nº p pp pg pgs pág págs pag fig figs fl vol vols ch chap sec sect
     art arts eq eqs eqn ex exs ref refs tab tbl par para abs abb bd kap ziff lfd vers ver ser ext
-    bk op ps lib cap caps tel tél teléf hs hrsg anm aufl ausg рис стр гл
+    bk op ps lib cap caps tel tél teléf hs hrsg anm aufl ausg max min рис стр гл
 """)
 _NAMES = _words("""
     co corp inc ltd llc plc cie bros mfg intl assn assoc univ dept dist natl govt al
-    jr snr hijo st sta sto mt mts ft ave av avda blvd rd ln hwy pl sq apt ste rte pkwy
+    jr snr st sta sto mt mts ft ave av avda blvd rd ln hwy pl sq apt ste rte pkwy
     ph.d b.sc m.sc ll.b ll.m d.phil
-    jan feb febr mär mar apr jun jul aug sept sep okt oct nov dez dec déc janv févr avr juil
-    ene abr ago dic mon tue tues wed thu thur thurs fri sat sun
+    jan feb febr mär apr jun jul aug sept sep okt oct nov dez dec déc janv févr avr juil
+    ene abr dic mon tue tues wed thu thur thurs fri
     str bldg dépt prov mun est calif ala ariz ark colo conn fla ill ind kan miss
     md mass mich minn mo mont neb nev okla ore pa tenn tex vt va wash wis wyo
-    mio mrd tsd mill mln mia tys max min std sek stk tgl chr orig publ repr
+    mio mrd tsd mill mln mia tys std sek stk tgl chr orig publ repr
 """)
 _LISTS = _words("""
     etc etcetera usw usf uvm u.v.m u.s.w u.s.f u.a o.ä u.ä.m ff ecc ibid op.cit
@@ -64,8 +64,8 @@ _BY_WORD: Final[dict[str, int]] = {
 }
 # Ordinary words when written small ("the sun.", "a rep."): abbreviations only with a capital.
 _CAPITAL_ONLY: Final = _words("""
-    mar sun sat mon fri wed jan jun jul dec col gen rep hon lic maj det miss art ill ind est bes
-    mass wash mont ore pa ala mo md va max min pres mt st dir fam sen env arch fig cap par ex
+    apt arch ave bes col dec det dir env est fam fri gen hon ill ind jan jul jun lic maj md
+    mia mio miss mo mon mont ms mt ore pa pres rep sen sept st sto va wash wed
 """)
 
 # Words with a capital that commonly open a sentence and are not the second half of a name.
@@ -140,5 +140,5 @@ def classify(word: str) -> int:
         return TITLE if _BY_WORD.get(low.rsplit("-", 1)[1]) == TITLE else 0
     if len(word) == 2 and word.isalpha() and word[0].isupper():
         pair = low[0] not in "aeiou" and low[1] not in "aeiouy" and word[1].islower()
-        return NAME if pair or word[0] == word[1] else 0
+        return NAME if pair or (word[0] == word[1] and word not in ("II", "XX")) else 0
     return 0

@@ -99,6 +99,8 @@ def _after_number(stop: _Stop) -> int:
         return stop.cut
     if stop.second and stop.before.lower() in LABELS:
         return stop.no
+    if stop.word == "1" and stop.before.endswith(":"):
+        return stop.no  # "They are: 1. Ann"
     led = stop.before in ORDINAL_LEADS
     if not stop.view.text[stop.head_at].isupper() or (len(stop.word) > 2 and not led):
         return stop.cut

@@ -2,7 +2,7 @@
 
 Rule: each function returns a verdict as in ``verdicts`` - ``WAIT`` or the negative offset at
 which scanning goes on. A span is bounded, so that a mark that is never closed delays little:
-inline code and ``\\(`` by the line's end or 240 characters, display formulas by a blank line or
+inline code and ``\\(`` by the line's end or 160 characters, display formulas by a blank line or
 1,000 characters; past that the mark is plain text.
 """
 
@@ -13,19 +13,20 @@ from typing import Final
 
 from stream_aligner_proxy.core.verdicts import NEWLINES, WAIT, View
 
-INLINE_LIMIT: Final = 240
+INLINE_LIMIT: Final = 160
 FORMULA_LIMIT: Final = 1000
 
 _NEWLINE: Final = re.compile(rf"[{NEWLINES}]")
 _BLANK_LINE: Final = re.compile(r"\n[ \t\r]*\n")
+_TEX_QUOTED: Final = re.compile(r"[^`\n\r]*''")
 _TICKS: Final = re.compile(r"`+")
 
 
 def inline_code(view: View, at: int) -> int:
     """Over `` `code` `` on one line.
 
-    A run of back-quotes between white space and a letter opens again, it does not close: then the
-    first one was an opening quotation mark (TeX's ``quoted'').
+    TeX's ``quoted'' is no code, nor is what a run of back-quotes between white space and a letter
+    seems to close: that one opens again.
     """
     text, _, end, final = view
     opening = _TICKS.match(text, at, end)
@@ -36,6 +37,8 @@ def inline_code(view: View, at: int) -> int:
     limit = min(end, at + INLINE_LIMIT)
     newline = _NEWLINE.search(text, inside, limit)
     last = newline.start() if newline else limit
+    if len(opening.group()) == 2 and _TEX_QUOTED.match(text, inside, last):
+        return -inside
     for run in _TICKS.finditer(text, inside, last):
         closes = run.end()
         if closes == end and not final:

@@ -83,9 +83,9 @@ def test_a_sentence_is_out_as_soon_as_its_end_is_certain(text: str, lookahead: i
 
 def test_an_open_mark_does_not_hold_the_text_for_long() -> None:
     plain = "a b. Cd " * 200
-    assert characters_before_first("`" + plain) < 260
+    assert characters_before_first("`" + plain) < 180
     assert characters_before_first("`" + "ab\n" + plain) < 10
-    assert characters_before_first("\\( " + plain) < 260
+    assert characters_before_first("\\( " + plain) < 180
     assert characters_before_first("$$ " + plain) < 1020
     assert characters_before_first("$$ ab\n\n" + plain) < 10
 
