@@ -110,6 +110,27 @@ async def test_cancelling_before_the_first_token_closes_the_branch():
     assert not tasks()
 
 
+async def test_a_correction_stops_a_branch_and_reviews_that_would_never_end_by_themselves():
+    never = asyncio.Event()
+    texts = {"": [*words("One. Two. Three."), never], "1.": [" Two."]}
+    upstream = MemoryUpstream(lambda prefix: texts[prefix])
+
+    class Stuck(FunctionAligner):
+        async def review(self, review):
+            if review.committed == "One.":
+                self.gate = never
+            elif review.committed.startswith("1."):
+                self.gate = None
+            return await super().review(review)
+
+    aligner = Stuck(lambda review: Verdict("1.") if review.sentence == "One." else Verdict())
+    reply = ListReply()
+    await asyncio.wait_for(session(upstream, aligner).run(reply), BOUND)
+    assert reply.text == "1. Two."
+    assert aligner.running == 0
+    assert (upstream.opened, upstream.closed) == (2, 2)
+
+
 async def test_a_slow_aligner_stops_the_reading_of_the_upstream():
     gate = asyncio.Event()
     upstream = MemoryUpstream(lambda prefix: words("A b. " * 500))

@@ -20,6 +20,7 @@ from stream_aligner_proxy.core.events import (
     StartReview,
     TextArrived,
 )
+from stream_aligner_proxy.core.line import WholeAnswer
 from stream_aligner_proxy.core.loop import AlignmentLoop
 from stream_aligner_proxy.core.records import (
     ChatRequest,
@@ -216,20 +217,20 @@ def test_code_passes_in_order_without_review_unless_the_policy_reviews_it():
     assert len(of(StartReview, actions)) > 2
 
 
-def test_trailing_whitespace_that_was_not_sent_is_not_delivered_twice():
+def test_trailing_whitespace_is_not_sent_with_the_prefix_nor_delivered_twice(monkeypatch):
+    # The splitter gives whitespace to the sentence after it; another one need not.
+    monkeypatch.setattr(AlignmentLoop, "_new_splitter", lambda self: WholeAnswer())
     loop = loop_of()
-    loop.handle(TextArrived(0, "One.\n"))
+    loop.handle(TextArrived(0, "One.\n\n"))
     loop.handle(BranchEnded(0, "stop"))
-    unit_tail = loop.handle(ReviewDone(0, Verdict("1.")))
-    opened = of(OpenBranch, unit_tail)
-    assert opened[0].prefix == "1."
-    owed = loop.committed[len("1.") :]
-    loop.handle(TextArrived(1, "\n"))
-    loop.handle(TextArrived(1, "2. "))
+    actions = loop.handle(ReviewDone(0, Verdict("1.")))
+    assert loop.committed == "1.\n\n"
+    assert of(OpenBranch, actions) == [OpenBranch(1, "1.", None)]
+    for text in ("\n", "\n2."):
+        loop.handle(TextArrived(1, text))
     loop.handle(BranchEnded(1, "stop"))
     loop.handle(ReviewDone(1, KEEP))
-    assert owed in ("", "\n")
-    assert loop.committed == "1.\n2. "
+    assert loop.committed == "1.\n\n2."
 
 
 def test_a_whole_answer_is_reviewed_once_at_its_end():
