@@ -104,24 +104,33 @@ class Network:
         return torch.where(mask, zero, torch.finfo(dtype).min)
 
 
-@torch.inference_mode()
-def ragged_works(network: Network, tolerance: float = 0.02) -> bool:
-    """Whether a padded batch with junk in its cache gives the logits that rows give alone.
+# Two prompts of different length, as ids that every vocabulary has.
+_PROBE = [[5, 7, 6, 5, 8, 7], [6, 8]]
 
-    Models that take positions from elsewhere than `position_ids` (ALiBi) or keep a state that
-    cannot be masked do not. The tolerance is relative, wide enough for bfloat16: a model that fails
-    is wrong by far more.
+
+@torch.inference_mode()
+def takes_back(network: Network, rows: int, tolerance: float = 0.02) -> bool:
+    """Whether the model, with `rows` (1 or 2) sequences in a batch, forgets a rejected guess.
+
+    Compares logits after a rejected token with those of a run that never saw it. With one row the
+    cache is cropped; with two it is ragged, so that this also tells whether masks and positions are
+    obeyed. Models that keep a state instead of a cache, or take positions from elsewhere than
+    `position_ids` (ALiBi), fail. The tolerance is relative, wide enough for bfloat16: a model that
+    fails is wrong by far more.
     """
-    rows = [[5, 7, 6, 5, 8, 7], [6, 8]]
+    prompts = _PROBE[:rows]
+    none: list[list[int]] = [[]] * rows
     try:
-        alone = [network.logits(KV.empty(1), [[*row, 9, 4]], [[]]) for row in rows]
-        kv = KV.empty(2)
-        network.logits(kv, rows, [[3], [3]])
+        alone = [network.logits(KV.empty(1), [[*prompt, 9, 4]], [[]]) for prompt in prompts]
+        kv = KV.empty(rows)
+        network.logits(kv, prompts, [[3]] * rows)
         kv.slots[:, -1] = NOTHING
-        network.logits(kv, [[9], [9]], [[], []])
-        together = network.logits(kv, [[4], [4]], [[], []])
+        if rows == 1:
+            kv.trim()
+        network.logits(kv, [[9]] * rows, none)
+        together = network.logits(kv, [[4]] * rows, none)
     except Exception:
-        log.warning("this model does not run with padded batches", exc_info=True)
+        log.warning("this model does not run with %d rows and a cache", rows, exc_info=True)
         return False
     expected = torch.cat(alone)
     return bool((together - expected).abs().max() <= tolerance * expected.abs().max())

@@ -17,7 +17,7 @@ from stream_aligner_proxy.aligners.checkpoint import Checkpoint
 from stream_aligner_proxy.aligners.decoding import Batch, Decoder, Method, Row
 from stream_aligner_proxy.aligners.encoding import Encoder
 from stream_aligner_proxy.aligners.kv import Prefixes
-from stream_aligner_proxy.aligners.network import Network, ragged_works
+from stream_aligner_proxy.aligners.network import Network, takes_back
 from stream_aligner_proxy.aligners.worker import Job, Worker
 from stream_aligner_proxy.core.errors import ConfigError, ReviewError
 from stream_aligner_proxy.core.prompts import END, KEEP, PROFILES, fit
@@ -185,10 +185,18 @@ class LocalEngine:
             prefixes=self._prefixes,
         )
         self.scopes = profile.scopes
-        if self.max_rows > 1 and not ragged_works(network):
+        if not takes_back(network, 1):
+            raise ConfigError(
+                "aligner.path: this model's cache cannot take back a guess (it keeps a state, or"
+                " does not run at all; see the log): use another architecture"
+            )
+        if self.max_rows > 1 and not takes_back(network, 2):
             log.warning("this architecture cannot be batched here; reviews run one at a time")
             self.max_rows = 1
-        self._warm_up()
+        try:
+            self._warm_up()
+        except ReviewError as error:
+            raise ConfigError(f"aligner.window: {self._window} tokens: {error}") from error
 
     def prepare(self, review: Review) -> Row:
         """Fit the review into the window and encode it. Raises `ReviewError` where it cannot."""
@@ -205,7 +213,10 @@ class LocalEngine:
         if budget <= 0:
             raise ReviewError("the sentence does not fit the aligner's window")
         fitted = fit(review, encoder.profile, encoder.count, budget)
-        return Row(encoder.prompt(fitted), draft, room)
+        prompt = encoder.prompt(fitted)
+        if len(prompt) + room > self._window:
+            raise ReviewError("the review does not fit the aligner's window")
+        return Row(prompt, draft, room)
 
     def begin(self, rows: list[Row]) -> Batch:
         return self._decoder.begin(rows)

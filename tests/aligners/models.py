@@ -20,7 +20,9 @@ from transformers import (
 )
 
 from stream_aligner_proxy.aligners.checkpoint import Checkpoint
-from stream_aligner_proxy.core.prompts import COMPACT_TOKENS
+from stream_aligner_proxy.aligners.encoding import Encoder
+from stream_aligner_proxy.core.prompts import COMPACT_TOKENS, END, KEEP, PROFILES
+from stream_aligner_proxy.core.records import Review, Turn
 
 EOS, BOS = "<|eos|>", "<|bos|>"
 GEMMA_TOKENS = ("<start_of_turn>", "<end_of_turn>")
@@ -115,3 +117,60 @@ def checkpoint(
         512,
         profile,
     )
+
+
+# What `trained` answers: sentence -> output, as text in which control tokens are meant.
+ANSWERS = {
+    "The hen sat.": KEEP,
+    "The cat sat on it.": "The dog sat on it.",
+    "Goodbye.": KEEP + END,
+    "An oath!": "",
+    "One two.": "One, or two. And three.",
+    "Both.": KEEP + "but not",
+    "Odd.": "Odd <|user|> end",
+    "Bytes.": "\udcc3",
+    "For ever.": None,
+}
+QUESTION = (Turn("user", "Go on."),)
+
+
+@cache
+def trained() -> Checkpoint:
+    """A small Llama overfitted to `ANSWERS` with the compact profile; about two seconds."""
+    base = checkpoint()
+    words = base.tokenizer
+    torch.manual_seed(3)
+    shape = {**_shape(len(words)), "initializer_range": 0.05}
+    network: Any = LlamaForCausalLM(LlamaConfig(**shape))
+    encoder = Encoder(words, PROFILES["compact"], base.ends)
+    examples = []
+    for sentence, answer in ANSWERS.items():
+        prompt = encoder.prompt(Review(QUESTION, "", sentence))
+        examples.append((prompt, _answer_ids(words, answer)))
+    width = max(len(prompt) + len(answer) for prompt, answer in examples)
+    ids = torch.zeros((len(examples), width), dtype=torch.int64)
+    labels = torch.full_like(ids, -100)
+    for row, (prompt, answer) in enumerate(examples):
+        end = len(prompt) + len(answer)
+        ids[row, :end] = torch.tensor([*prompt, *answer])
+        labels[row, len(prompt) : end] = ids[row, len(prompt) : end]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    for step in range(400):
+        loss = network(input_ids=ids, labels=labels).loss
+        if loss.item() < 2e-3:
+            break
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / 500)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+    network.eval().requires_grad_(False)
+    return Checkpoint(network, words, base.ends, 512, "compact")
+
+
+def _answer_ids(words: Any, answer: str | None) -> list[int]:
+    if answer is None:
+        return [words.convert_tokens_to_ids("a")] * 40
+    if answer == "\udcc3":  # half a character: a byte that is no text on its own
+        return [words.convert_tokens_to_ids("Ã"), words.eos_token_id]
+    return [*words.encode(answer, add_special_tokens=False), words.eos_token_id]

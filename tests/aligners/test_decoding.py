@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stream_aligner_proxy.aligners.decoding import Batch, Decoder, Row
 from stream_aligner_proxy.aligners.drafting import DraftCursor
 from stream_aligner_proxy.aligners.kv import KV, Prefixes
-from stream_aligner_proxy.aligners.network import Network, ragged_works
+from stream_aligner_proxy.aligners.network import Network, takes_back
 from tests.aligners.models import ARCHITECTURES, model
 
 VOCABULARY = 300
@@ -284,42 +284,50 @@ def test_logits_that_are_no_numbers_break_their_row_only() -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_these_architectures_run_in_ragged_batches(architecture: str) -> None:
-    assert ragged_works(Network(model(architecture, VOCABULARY)))
+@pytest.mark.parametrize("rows", [1, 2])
+def test_these_architectures_can_take_back_a_guess(architecture: str, rows: int) -> None:
+    assert takes_back(Network(model(architecture, VOCABULARY)), rows)
 
 
-def test_a_model_that_ignores_position_ids_is_found_out() -> None:
-    network = Network(model("llama", VOCABULARY))
-    inner = network.model
+class Changed:
+    """A model that sees other arguments than it was given."""
 
-    class Deaf:
-        device, dtype, config = inner.device, inner.dtype, inner.config
+    def __init__(self, inner: Any, change: Any) -> None:
+        self._inner, self._change = inner, change
+        self.device, self.dtype, self.config = inner.device, inner.dtype, inner.config
+        self.forward = inner.forward
 
-        def __call__(self, **options: Any) -> Any:
-            options.pop("position_ids", None)
-            return inner(**options)
-
-    network.model = Deaf()
-    assert not ragged_works(network)
+    def __call__(self, **options: Any) -> Any:
+        return self._inner(**self._change(options))
 
 
-def test_a_model_that_refuses_a_ready_made_mask_is_found_out(
+def changed(change: Any) -> Network:
+    return Network(Changed(model("llama", VOCABULARY), change))
+
+
+def test_a_model_that_ignores_position_ids_can_only_run_one_row() -> None:
+    network = changed(lambda options: {**options, "position_ids": None})
+    assert not takes_back(network, 2)
+    assert takes_back(network, 1)
+
+
+def test_a_model_that_refuses_a_ready_made_mask_can_only_run_one_row(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    network = Network(model("llama", VOCABULARY))
-    inner = network.model
+    def refuse(options: dict[str, Any]) -> dict[str, Any]:
+        if "attention_mask" in options:
+            raise ValueError("two dimensions, please")
+        return options
 
-    class Refusing:
-        device, dtype, config = inner.device, inner.dtype, inner.config
+    network = changed(refuse)
+    assert not takes_back(network, 2)
+    assert "does not run with 2 rows" in caplog.text
+    assert takes_back(network, 1)
 
-        def __call__(self, **options: Any) -> Any:
-            if "attention_mask" in options:
-                raise ValueError("two dimensions, please")
-            return inner(**options)
 
-    network.model = Refusing()
-    assert not ragged_works(network)
-    assert "padded batches" in caplog.text
+def test_a_model_without_a_cache_cannot_run_at_all() -> None:
+    network = changed(lambda options: {**options, "past_key_values": None})
+    assert not takes_back(network, 1)
 
 
 def test_the_head_runs_on_the_tokens_that_are_looked_at_only() -> None:
