@@ -226,7 +226,8 @@ def fit(review: Review, profile: PromptProfile, count: CountTokens, budget: int)
 
     The sentence is never cut. The committed text may take half of what the rest leaves, more where
     the conversation does not need it; it is cut from its start, at a sentence. Of the conversation
-    the oldest turns go first; if the last one alone is too long, its beginning goes.
+    the oldest turns go first; where no user turn is left whole, the newest that went comes back
+    without its beginning.
     Raises `ReviewError` where the sentence alone does not fit.
     """
 
@@ -236,24 +237,43 @@ def fit(review: Review, profile: PromptProfile, count: CountTokens, budget: int)
     if size(review) <= budget:
         return review
     bare = replace(review, conversation=(), committed="")
-    fixed = size(bare)
-    room = budget - fixed
+    room = budget - size(bare)
     if room < 0:
         raise ReviewError("the sentence does not fit the aligner's window")
-    talk = size(replace(bare, conversation=review.conversation)) - fixed
-    committed = _cut_committed(review.committed, count, max(room // 2, room - talk))
-    left = room - count(Segment(committed))
-    conversation: tuple[Turn, ...] = ()
+    # Tokens of parts need not add up to those of the whole (defused marks, merges across borders),
+    # so what comes out is measured, and cut shorter where it is still too long.
+    slack = 0
+    while slack <= room:
+        candidate = _cut(review, bare, size, count, room - slack)
+        if size(candidate) <= budget:
+            return candidate
+        slack = 2 * slack + 1
+    return bare
+
+
+def _cut(
+    review: Review, bare: Review, size: Callable[[Review], int], count: CountTokens, room: int
+) -> Review:
+    """`bare` with as much context as fits in about `room` tokens."""
+    fixed = size(bare)
+
+    def talk(turns: tuple[Turn, ...]) -> int:
+        return size(replace(bare, conversation=turns)) - fixed
+
+    share = max(room // 2, room - talk(review.conversation))
+    committed = _cut_committed(review.committed, count, share)
+    left = room - (size(replace(bare, committed=committed)) - fixed)
+    turns: tuple[Turn, ...] = ()
     for turn in reversed(review.conversation):
-        longer = (turn, *conversation)
-        if size(replace(bare, conversation=longer)) - fixed > left:
-            break
-        conversation = longer
-    if not conversation and review.conversation:
-        last = review.conversation[-1]
-        marks = size(replace(bare, conversation=(Turn(last.role, ""),))) - fixed
-        conversation = (Turn(last.role, _cut_head(last.text, count, left - marks)),)
-    return replace(review, conversation=conversation, committed=committed)
+        if talk((turn, *turns)) <= left:
+            turns = (turn, *turns)
+            continue
+        if all(kept.role != "user" for kept in turns):
+            spare = left - talk((Turn(turn.role, ""), *turns))
+            if text := _cut_head(turn.text, count, spare):
+                turns = (Turn(turn.role, text), *turns)
+        break
+    return replace(review, conversation=turns, committed=committed)
 
 
 def _cut_committed(text: str, count: CountTokens, room: int) -> str:
