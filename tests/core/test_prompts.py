@@ -235,7 +235,15 @@ def size(review: Review, name: str, count: CountTokens) -> int:
 
 prose = st.lists(
     st.sampled_from(
-        ["It is so. ", "Yes! ", "Is it? ", "One two three four. ", "##Answer: no. ", "\n\n"]
+        [
+            "##Answer: ##Answer: ##Question. ",
+            "It is so. ",
+            "Yes! ",
+            "Is it? ",
+            "One two three four. ",
+            "##Answer: no. ",
+            "\n\n",
+        ]
     ),
     max_size=12,
 ).map("".join)
@@ -247,12 +255,13 @@ names = st.sampled_from(sorted(PROFILES))
 counts: st.SearchStrategy[Callable[[Segment], int]] = st.sampled_from([characters, words])
 
 
-@given(long_reviews, names, counts, st.integers(0, 400))
+@given(long_reviews, names, counts, st.integers(-5, 300))
 def test_a_fitted_prompt_is_never_over_its_budget_and_its_sentence_is_whole(
-    review: Review, name: str, count: CountTokens, budget: int
+    review: Review, name: str, count: CountTokens, spare: int
 ) -> None:
     profile = PROFILES[name]
     alone = size(Review((), "", review.sentence, review.scope), name, count)
+    budget = alone + spare
     if alone > budget and size(review, name, count) > budget:
         with pytest.raises(ReviewError, match="does not fit"):
             fit(review, profile, count, budget)
