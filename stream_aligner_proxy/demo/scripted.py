@@ -8,6 +8,7 @@ client left. Plain ASGI without a framework, because faults need the connection 
 
 import argparse
 import asyncio
+import sys
 import time
 from collections.abc import Callable, MutableMapping
 from dataclasses import asdict
@@ -16,6 +17,8 @@ from typing import Any
 
 import orjson
 
+from stream_aligner_proxy.core.errors import ConfigError
+from stream_aligner_proxy.demo import serving
 from stream_aligner_proxy.demo.script import Script, load
 from stream_aligner_proxy.demo.scripted_answer import (
     Answer,
@@ -135,15 +138,16 @@ class ScriptedUpstream:
 
 def main() -> None:
     """Serve one script until interrupted."""
-    import uvicorn  # noqa: PLC0415 - only the command needs it
-
     parser = argparse.ArgumentParser(description="A deterministic OpenAI-compatible upstream.")
     parser.add_argument("--script", type=Path, required=True)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9002)
     arguments = parser.parse_args()
-    app = ScriptedUpstream(load(arguments.script))
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="info")
+    try:
+        script = load(arguments.script)
+    except ConfigError as error:
+        sys.exit(str(error))
+    serving.run(ScriptedUpstream(script), arguments.host, arguments.port, script.model)
 
 
 if __name__ == "__main__":
