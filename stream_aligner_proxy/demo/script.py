@@ -81,6 +81,7 @@ class Fault:
     the first event, or after that many chunks, until the client leaves. `hold`: the same, until
     `ScriptedUpstream.release`. `reset`: cut the connection. `error_after`: send `error` as an error
     frame and end. `garbage_after`: send `garbage` as raw bytes. `json_answer`: ignore `stream`.
+    `linger`: say no more after the finish reason, and keep the connection open.
     `done: false` and `finish: false` leave out `[DONE]` and the finish reason; `newline` ends
     lines.
     """
@@ -96,6 +97,7 @@ class Fault:
     garbage_after: int | None = None
     garbage: str = "data: {not json\n\n"
     json_answer: bool = False
+    linger: bool = False
     done: bool = True
     finish: bool = True
     newline: str = "\n"

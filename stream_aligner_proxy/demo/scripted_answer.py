@@ -140,6 +140,8 @@ class Answer:
             await self._delta({"tool_calls": [{"index": index, **call}]})
         if fault.finish:
             await self._delta({}, finish)
+        if fault.linger:
+            await self._wait(None)
         if options.get("include_usage"):
             await self._event(
                 {**self._frame(), "choices": [], "usage": _usage(prompt, self._counted)}

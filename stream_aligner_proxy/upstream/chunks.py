@@ -61,7 +61,7 @@ class ChunkReader:
         usage = _usage(frame.get("usage"))
         choices = frame.get("choices")
         if not choices:
-            if choices is None and usage is None:
+            if choices != [] and (choices is not None or usage is None):
                 raise UpstreamGarbled("the upstream sent an object that is not a chat chunk")
             if usage is not None:
                 yield Chunk(usage=usage, tokens=self._grow(usage, 0))

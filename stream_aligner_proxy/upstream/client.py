@@ -148,6 +148,7 @@ class HttpUpstream:
             whole: bytes | None = None
             if _is_json(response):
                 whole = await exchange.read_all(MAX_BODY_BYTES)
+                frames.over = True
                 parsed = parse_object(whole)
                 if parsed.get("error"):
                     raise refusals.from_frame(parsed)

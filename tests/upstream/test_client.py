@@ -137,6 +137,16 @@ async def test_a_missing_done_and_other_line_ends_do_no_harm(fault: Fault) -> No
         assert text(await collect(upstream, chat())) == REPLY
 
 
+async def test_a_reply_is_complete_with_its_finish_reason_even_if_the_server_lingers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stream_aligner_proxy.upstream.streams._AFTER_FINISH_SECONDS", 0.1)
+    patient = Timeouts(between_chunks=60)
+    async with scripted(Rule(REPLY, fault=Fault(linger=True)), timeouts=patient) as (upstream, app):
+        assert text(await collect(upstream, chat())) == REPLY
+        await app.until(lambda a: a.running == 0, seconds=1)
+
+
 @pytest.mark.parametrize(
     ("fault", "error", "words"),
     [
