@@ -2,6 +2,7 @@
 
 import socket
 import sys
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -25,4 +26,5 @@ def run(app: Any, host: str, port: int, what: str) -> None:
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=2
     )
-    _Announcing(config, f"ready: {what} at {address}").run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again after its clean shutdown
+        _Announcing(config, f"ready: {what} at {address}").run(sockets=[listener])

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import torch
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
+from transformers.utils import logging
 
 from stream_aligner_proxy.core.errors import ConfigError, ProxyError, RequestError
 from stream_aligner_proxy.demo import serving
@@ -231,6 +233,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--tokens-per-second", type=float, default=None, help="pace per request")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         engine = Engine(
             arguments.model,

@@ -91,7 +91,7 @@ async def test_a_seed_gives_the_same_reply_under_load(engine: Engine) -> None:
     assert len(set(texts)) == 3
 
 
-async def test_a_continued_message_stays_open_and_its_ids_are_those_of_its_text(engine: Engine) -> None:
+async def test_a_continued_message_stays_open_and_is_tokenised_as_its_text(engine: Engine) -> None:
     async with client(engine) as http:
         ids = (await http.post("/tokenize", json={"messages": USER})).json()["tokens"]
         reply = await http.post(

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from stream_aligner_proxy.core.errors import (
@@ -19,7 +21,7 @@ from stream_aligner_proxy.demo.script import Chunking, Fault, Rule, Script
 from stream_aligner_proxy.demo.scripted import ScriptedUpstream
 from stream_aligner_proxy.upstream.client import HttpUpstream
 from stream_aligner_proxy.upstream.exchange import Timeouts
-from tests.servers import refused_address, serve
+from tests.servers import refused_address, serve, serve_in_thread
 
 pytestmark = pytest.mark.anyio
 
@@ -213,6 +215,19 @@ async def test_cancelling_closes_the_connection_at_once(fault: Fault) -> None:
             await task
         await app.until(lambda a: a.running == 0, seconds=1)
         assert app.requests[0].left_at is not None
+
+
+async def test_a_cancelled_scope_closes_the_connection_and_leaves_no_task() -> None:
+    app = ScriptedUpstream(Script([Rule(REPLY, fault=Fault(stall=2))]))
+    with serve_in_thread(app) as address:  # so that all tasks of this loop are the client's
+        upstream = HttpUpstream("main", f"{address}/v1")
+        before = asyncio.all_tasks()
+        with anyio.move_on_after(0.2):  # cancels every await inside, also those that clean up
+            await collect(upstream, chat())
+        await anyio.lowlevel.checkpoint()
+        assert asyncio.all_tasks() == before
+        await app.until(lambda a: a.opened == 1 and a.running == 0, seconds=1)
+        await upstream.aclose()
 
 
 async def test_leaving_in_the_middle_closes_the_connection_at_once() -> None:
