@@ -143,16 +143,14 @@ def _yes_no_or_list(text: str) -> object:
 class AlignmentSettings(Section):
     """How replies are aligned; see `Policy` for the numbers.
 
-    `allow_override` holds the modes a request may choose beside `mode`. The default leaves out
-    `shadow` and `off`: a client must not be able to switch the reviewing off unless the operator
-    said so.
+    `allow_override` holds the modes a request may choose beside `mode`. By default all: whoever can
+    reach the proxy can usually reach the upstream too. Where the reviewing must hold, give the list
+    or `false`.
     """
 
     mode: Mode = Mode.STREAM
-    allow_override: Annotated[frozenset[Mode], BeforeValidator(_modes)] = frozenset(
-        (Mode.STREAM, Mode.WHOLE)
-    )
-    lookahead: Annotated[int, Field(ge=0)] = _POLICY.lookahead
+    allow_override: Annotated[frozenset[Mode], BeforeValidator(_modes)] = frozenset(Mode)
+    lookahead: Annotated[int, Field(ge=1)] = _POLICY.lookahead
     review_ahead: Annotated[int, Field(ge=1)] = _POLICY.review_ahead
     max_continuations: Annotated[int, Field(ge=0)] = _POLICY.max_continuations
     fail_open: bool = _POLICY.fail_open
