@@ -16,11 +16,14 @@ from typing import Literal, Self
 
 import torch
 
-from stream_aligner_proxy.aligners.drafting import DraftCursor
+from stream_aligner_proxy.aligners.drafting import DraftCursor, best_width
 from stream_aligner_proxy.aligners.kv import KV, NOTHING, Prefixes, join
 from stream_aligner_proxy.aligners.network import Network
 
 Method = Literal["verify", "greedy"]
+
+# Measured with a few million parameters on one CPU core; on a GPU it is far more.
+PASS_COST = 20.0
 
 
 @dataclass(eq=False, slots=True)
@@ -88,7 +91,9 @@ class Decoder:
 
     `ends`: the token ids that end an output. `keep`: the id a profile uses to say "unchanged"; it
     is what the first pass proposes, so that a kept sentence costs one pass over its prompt and one
-    token. `method="greedy"` proposes nothing: the plain reference, for tests and benchmarks.
+    token. `pass_cost`: what a pass costs beside its tokens, in tokens (see `best_width`); it
+    decides how much is proposed at once. `method="greedy"` proposes nothing: the plain reference,
+    for tests and benchmarks.
     """
 
     def __init__(
@@ -99,12 +104,14 @@ class Decoder:
         keep: int | None = None,
         method: Method = "verify",
         prefixes: Prefixes | None = None,
+        pass_cost: float = PASS_COST,
     ) -> None:
         self._network = network
         self._ends = ends
         self._keep = keep
         self._method = method
         self._prefixes = prefixes
+        self._pass_cost = pass_cost
 
     @torch.inference_mode()
     def begin(self, rows: Sequence[Row]) -> Batch:
@@ -124,7 +131,7 @@ class Decoder:
         Whatever the model raises passes through: the batch is then lost.
         """
         lanes = batch.lanes
-        proposals = [self._propose(lane) for lane in lanes]
+        proposals = self._narrow(lanes, [self._propose(lane) for lane in lanes])
         best, chosen = self._network.forward(batch.kv, [lane.pending for lane in lanes], proposals)
         tail = max(map(len, proposals))
         start = batch.kv.size - tail
@@ -145,6 +152,16 @@ class Decoder:
         if self._keep is not None and not row.output:
             return [self._keep][:room]
         return lane.cursor.propose(room)
+
+    def _narrow(self, lanes: Sequence[_Lane], proposals: list[list[int]]) -> list[list[int]]:
+        """Cut the proposals to the width that pays; rows share it, since a pass is a rectangle."""
+        if not any(proposals):
+            return proposals
+        first = self._keep is not None and not lanes[0].row.output
+        odds = [(1.0, 1.0) if first else lane.cursor.odds() for lane in lanes]
+        pending = max(len(lane.pending) for lane in lanes)
+        width = best_width(odds, list(map(len, proposals)), pending, self._pass_cost)
+        return [proposal[:width] for proposal in proposals]
 
     def _accept(
         self, lane: _Lane, proposal: list[int], chosen: list[int], best: list[float]

@@ -1,7 +1,7 @@
-"""What to propose next: where in the draft a row stands, and how far to trust it.
+"""What to propose next: where in the draft a row stands, and how likely the draft is right.
 
 The reviewed sentence is almost always the aligner's own output, or nearly so. A proposal is a run
-of draft tokens that one forward pass checks; every wrong guess costs width of that pass, never
+of draft tokens that one forward pass checks; a wrong guess costs width of that pass, never
 correctness. After a difference the draft is looked for again (speculative edits): by the last one
 to three generated tokens in what is left of the draft (deletions, and the end of an insertion),
 else on the guess that one token took the place of one (a substitution).
@@ -9,13 +9,16 @@ else on the guess that one token took the place of one (a substitution).
 
 from collections.abc import Sequence
 
-# Measured on one CPU core, a proposed token costs about a thirtieth of a forward pass: a short
-# proposal is nearly free, a long wrong one is not. So the width starts at the whole draft, falls to
-# WIDTH after a difference, is halved by a guess that was wrong at once and grows fourfold when all
-# of it was right. After PATIENCE wrong guesses in a row only a match of two tokens is believed.
-WIDTH = 8
-PATIENCE = 4
 MAX_NGRAM = 3
+
+# Until a token of the draft was wrong, all of it is believed; then its own record counts.
+UNTRIED = 0.995
+# How likely the draft goes on where it was found again by 0 (a guess), 1, 2 or 3 tokens; worth two
+# tries of the row's own record.
+FOUND = (0.5, 0.6, 0.8, 0.9)
+# A proposal must promise this much more than none, or the pass is run without: the costs are
+# estimates, and a checked row costs some bookkeeping.
+WORTH = 1.1
 
 
 class DraftCursor:
@@ -26,41 +29,50 @@ class DraftCursor:
         self._at = 0  # where the next proposal starts
         self._anchor = 0  # after the last draft token known to be in the output
         self._since = 0  # tokens generated since the anchor
-        self._width = max(len(self._draft), 1)
-        self._misses = 0
+        self._found = 0  # how many tokens the place was found by
         self._recent: list[int] = []
+        self._right = self._wrong = 0  # draft tokens, where the place was known
+        self._hits = self._tries = 0  # places found again
 
     def propose(self, room: int) -> list[int]:
-        """The next guess, at most `room` tokens; may be empty."""
-        return self._draft[self._at : self._at + max(min(self._width, room), 0)]
+        """The rest of the draft from where it may go on, at most `room` tokens."""
+        return self._draft[self._at : self._at + max(room, 0)]
+
+    def odds(self) -> tuple[float, float]:
+        """Chances that the first proposed token is right, and each one after a right one."""
+        each = UNTRIED
+        if self._wrong:
+            each = (4 + self._right) / (5 + self._right + self._wrong)
+        if not self._since:
+            return each, each
+        return (2 * FOUND[self._found] + self._hits) / (2 + self._tries), each
 
     def advance(self, proposed: int, accepted: int, token: int) -> None:
         """Take in a pass: `accepted` of `proposed` tokens were right, then came `token`."""
         draft = self._draft
+        guessed = bool(self._since)
+        if proposed and guessed:
+            self._tries += 1
+            self._hits += accepted > 0
+        if accepted or not guessed:
+            self._right += accepted - guessed
+            self._wrong += accepted < proposed
         if accepted:
             self._recent.extend(draft[self._at : self._at + accepted])
             self._anchor, self._since = self._at + accepted, 0
         self._recent = [*self._recent, token][-MAX_NGRAM:]
-        if proposed:
-            self._misses = 0 if accepted else self._misses + 1
-            if accepted == proposed:
-                self._width *= 4
-            elif accepted:
-                self._width = WIDTH
-            else:
-                self._width = max(min(self._width, WIDTH) // 2, 1)
-        if (accepted or not self._since) and draft[self._anchor : self._anchor + 1] == [token]:
+        if not self._since and draft[self._anchor : self._anchor + 1] == [token]:
             self._anchor += 1
             self._at = self._anchor
             return
         self._since += 1
-        self._at = self._find()
+        self._at, self._found = self._find()
 
-    def _find(self) -> int:
-        """Where the draft may go on after the last generated token; its length for nowhere."""
+    def _find(self) -> tuple[int, int]:
+        """Where the draft may go on after the last generated token, and by how many tokens."""
         draft, recent = self._draft, self._recent
         expected = self._anchor + self._since - 1
-        best = (0, 0, 0)
+        best = (0, 0, min(expected + 1, len(draft)))
         for index in range(self._anchor, len(draft)):
             if draft[index] != recent[-1]:
                 continue
@@ -72,7 +84,34 @@ class DraftCursor:
             ):
                 length += 1
             best = max(best, (length, -abs(index - expected), index + 1))
-        length, _, after = best
-        if self._misses >= PATIENCE:
-            return after if length > 1 else len(draft)
-        return after if length else min(expected + 1, len(draft))
+        return best[2], best[0]
+
+
+def best_width(
+    odds: Sequence[tuple[float, float]],
+    lengths: Sequence[int],
+    pending: int,
+    pass_cost: float,
+) -> int:
+    """How many proposed tokens a pass should check, for the most tokens per cost.
+
+    `odds` and `lengths`: each row's chances and the length of its proposal. A pass over B rows
+    costs `pass_cost` + B x (pending + width), in units of one more token; it yields one token a row
+    and what it accepts. A wider pass is worth it while the next column yields more per cost than
+    the pass has so far.
+    """
+    rows = len(odds)
+    chances = [first for first, _ in odds]
+    base = pass_cost + rows * pending
+    width, accepted = 0, 0.0
+    while width < max(lengths):
+        gain = sum(
+            chance for chance, length in zip(chances, lengths, strict=True) if length > width
+        )
+        if gain * (base + rows * width) <= rows * (rows + accepted):
+            break
+        accepted += gain
+        width += 1
+        chances = [chance * each for chance, (_, each) in zip(chances, odds, strict=True)]
+    promised = (rows + accepted) * base / (rows * (base + rows * width))
+    return width if promised >= WORTH else 0

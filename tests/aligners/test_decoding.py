@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stream_aligner_proxy.aligners.decoding import Batch, Decoder, Row
-from stream_aligner_proxy.aligners.drafting import DraftCursor
+from stream_aligner_proxy.aligners.drafting import DraftCursor, best_width
 from stream_aligner_proxy.aligners.kv import KV, Prefixes
 from stream_aligner_proxy.aligners.network import Network, takes_back
 from tests.aligners.models import ARCHITECTURES, model
@@ -355,8 +355,8 @@ def test_a_cursor_proposes_runs_of_its_draft_within_the_room(
     while at < len(output):
         proposal = cursor.propose(room)
         assert len(proposal) <= room
-        text = ",".join(map(str, draft))
-        assert ",".join(map(str, proposal)) in text
+        assert any(draft[n : n + len(proposal)] == proposal for n in range(len(draft) + 1))
+        assert all(0 < chance < 1 for chance in cursor.odds())
         accepted = 0
         while (
             accepted < len(proposal)
@@ -366,3 +366,27 @@ def test_a_cursor_proposes_runs_of_its_draft_within_the_room(
             accepted += 1
         cursor.advance(len(proposal), accepted, output[at + accepted])
         at += accepted + 1
+
+
+def test_a_draft_nobody_has_doubted_is_proposed_whole() -> None:
+    assert best_width([(0.995, 0.995)], [128], 100, 20.0) == 128
+
+
+def test_a_draft_that_is_never_right_is_no_longer_proposed() -> None:
+    cursor = DraftCursor(range(100, 200))
+    tries = 0
+    for token in range(60):
+        lengths = [len(cursor.propose(100))]
+        width = best_width([cursor.odds()], lengths, 1, 20.0)
+        tries += width > 0
+        cursor.advance(width, 0, token)
+    assert 1 <= tries <= 10
+
+
+def test_wide_batches_propose_less() -> None:
+    odds = [(0.5, 0.8)] * 16
+    assert best_width(odds[:1], [64], 1, 20.0) > best_width(odds, [64] * 16, 1, 20.0)
+
+
+def test_rows_without_a_draft_do_not_stop_the_others() -> None:
+    assert best_width([(0.99, 0.99), (0.5, 0.5)], [8, 0], 1, 20.0) == 8
