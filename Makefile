@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-PORT   ?= 8080
+PORT   ?= 8000
 
 .PHONY: help install demo test lint check unit bench demo-models clean
 

@@ -1,0 +1,34 @@
+"""The documents keep up with the code: keys, links, figures' sources."""
+
+import re
+from pathlib import Path
+
+import pytest
+from stream_aligner_proxy.core.prompts import PROFILES
+from stream_aligner_proxy.settings import (
+    AlignerSettings,
+    AlignmentSettings,
+    ServerSettings,
+    Timeouts,
+    UpstreamSettings,
+)
+from stream_aligner_proxy.upstream.dialects import DIALECTS
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_every_configuration_key_and_dialect_is_documented():
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    keys = {f"timeouts.{key}" for key in Timeouts.model_fields}
+    for section in (UpstreamSettings, AlignerSettings, AlignmentSettings, ServerSettings):
+        keys |= set(section.model_fields) - {"timeouts"}
+    for name in (*keys, *DIALECTS, *PROFILES):
+        assert f"`{name}`" in text, f"{name} is not in docs/configuration.md"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_between_documents_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
