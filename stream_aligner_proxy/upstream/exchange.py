@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-import anyio
 import httpx
 
 from stream_aligner_proxy.core.errors import (
@@ -18,7 +17,6 @@ from stream_aligner_proxy.core.errors import (
     UpstreamUnreachable,
 )
 
-_CLOSE_SECONDS = 5.0
 _DRAIN_SECONDS = 0.05
 
 
@@ -116,8 +114,8 @@ class Exchange:
         """Give the connection back if the answer was read to its end, else cut it."""
         if self._response is None:
             return  # httpx closes what it was opening when `send` is cancelled
-        with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
-            await self._response.aclose()
+        # httpcore shields this from cancellation.
+        await self._response.aclose()
 
     def _failure(self, error: httpx.HTTPError) -> UpstreamError:
         match error:

@@ -230,6 +230,17 @@ async def test_a_cancelled_scope_closes_the_connection_and_leaves_no_task() -> N
         await upstream.aclose()
 
 
+async def test_a_scope_cancelled_between_two_reads_closes_the_connection_too() -> None:
+    async with scripted(Rule(REPLY, fault=Fault(stall=2))) as (upstream, app):
+        with anyio.CancelScope() as scope:
+            async with upstream.open(chat()) as chunks:
+                await anext(chunks)
+                scope.cancel()
+                await anyio.sleep_forever()  # as a reader that back-pressure holds
+        await app.until(lambda a: a.running == 0, seconds=1)
+        assert upstream._client._transport._pool.connections == []  # type: ignore[attr-defined]
+
+
 async def test_leaving_in_the_middle_closes_the_connection_at_once() -> None:
     async with scripted(Rule(REPLY, fault=Fault(stall=3))) as (upstream, app):
         async with upstream.open(chat()) as chunks:
