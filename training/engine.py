@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,6 @@ def build_model(shape: Shape, tokenizer: Any, seed: int) -> Any:
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="sdpa",
     )
     return LlamaForCausalLM(config)
 
@@ -79,9 +78,19 @@ def learning_rate(step: int, optim: Optim) -> float:
 
 
 def train(
-    model: Any, batches: Iterator[Batch], optim: Optim, *, name: str, compiled: bool = True
+    model: Any,
+    batches: Iterator[Batch],
+    optim: Optim,
+    *,
+    name: str,
+    compiled: bool = True,
+    every: int = 0,
+    snapshot: Callable[[int], None] | None = None,
 ) -> list[float]:
-    """Train for `optim.steps` steps and return the loss of each. Raises `TrainingDiverged`."""
+    """Train for `optim.steps` steps and return the loss of each. Raises `TrainingDiverged`.
+
+    `snapshot` is called with the number of steps done, after each `every` steps.
+    """
     decay = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     groups: list[dict[str, Any]] = [
@@ -127,6 +136,8 @@ def train(
             adam.step()
             adam.zero_grad(set_to_none=True)
             losses.append(value)
+            if snapshot and every and (step + 1) % every == 0:
+                snapshot(step + 1)
             tokens += batch.ids.numel()
             recent = losses[-50:]
             speed = tokens / (time.monotonic() - started)
@@ -160,6 +171,8 @@ def save(model: Any, tokenizer: Any, out: Path, record: dict[str, Any]) -> None:
     tokenizer.save_pretrained(temp)
     (temp / "training_config.json").write_text(json.dumps(plain, indent=2) + "\n")
     temp.chmod(0o755)
+    for file in temp.iterdir():
+        file.chmod(0o644)
     if out.exists():
         shutil.rmtree(out)
     temp.rename(out)

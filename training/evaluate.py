@@ -186,11 +186,12 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=["off", "whole", "stream"])
     parser.add_argument("--show", type=int, default=0, help="print this many wrong stream replies")
     parser.add_argument("--no-tone", action="store_true", help="leave the notes out")
+    parser.add_argument("--exact", action="store_true", help="fp32 instead of bf16 (slower)")
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    upstream = Writer.load(args.upstream, seed=args.seed)
-    aligner = Writer.load(args.aligner) if args.aligner else None
+    upstream = Writer.load(args.upstream, seed=args.seed, exact=args.exact)
+    aligner = Writer.load(args.aligner, exact=args.exact) if args.aligner else None
     notes = requests(args.seed, args.count // 2, args.split)
     asked = problems(args.seed, args.count, args.split)
     modes: list[LoopMode] = args.modes if aligner else ["off"]

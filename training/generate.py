@@ -28,9 +28,10 @@ class Writer:
         self.generator = torch.Generator().manual_seed(seed)
 
     @classmethod
-    def load(cls, path: Path, *, seed: int = 0) -> Writer:
-        """Load a saved model in fp32 (what the embedded default runs on a CPU)."""
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    def load(cls, path: Path, *, seed: int = 0, exact: bool = False) -> Writer:
+        """Load a saved model in bf16, as it was saved, or (`exact`) in fp32: 2.4 times slower."""
+        dtype = torch.float32 if exact else torch.bfloat16
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
         return cls(model, AutoTokenizer.from_pretrained(path), seed=seed)
 
     def write(
@@ -57,15 +58,14 @@ class Writer:
         written: list[tuple[Ids, bool]] = [([], False) for _ in prompts]
         alive, cache = list(range(len(prompts))), None
         for _ in range(max_new):
-            with torch.autocast("cpu", torch.bfloat16):
-                out = self.model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
+            out = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
             cache = out.past_key_values
             tokens = self._pick(out.logits[:, -1].float(), temperature)
             going = []

@@ -33,6 +33,7 @@ class AlignerConfig:
     seed: int
     optim: Optim
     warmup_steps: int = 100
+    snapshot_every: int = 0
     mix: Mix = field(default_factory=Mix)
 
 
@@ -62,13 +63,20 @@ def main() -> None:
     batches = pack(
         examples(rng, coder, config.mix, sampled), optim.rows, optim.length, tokenizer.pad_token_id
     )
-    losses = train(model, batches, optim, name=config.name)
     record = {
         "prompt_profile": "compact",
         "config": config,
         "sampled_rows": sum(len(one.rows) + len(one.whole) for one in sampled),
-        "final_loss": sum(losses[-50:]) / len(losses[-50:]),
     }
+
+    def snapshot(step: int) -> None:
+        out = args.out.with_name(f"{args.out.name}-partial")
+        save(model, tokenizer, out, {**record, "steps_done": step})
+
+    losses = train(
+        model, batches, optim, name=config.name, every=config.snapshot_every, snapshot=snapshot
+    )
+    record["final_loss"] = sum(losses[-50:]) / len(losses[-50:])
     save(model, tokenizer, args.out, record)
     print(f"saved {args.out}")
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stream_aligner_proxy.core.sentences import split
 from training.world.chat import sample_conversation
 from training.world.judge import final_answer, grade, judge_reply, judge_step, sentences_of
 from training.world.problems import MAX_VALUE, problems, sample_problem
@@ -201,3 +202,11 @@ def test_the_command_prints_requests_and_says_what_is_wrong_with_bad_input() -> 
     assert bad.returncode != 0
     assert "line 1 is not JSON" in bad.stderr
     assert "examples:" in world("--help").stdout
+
+
+def test_the_proxys_splitter_cuts_exactly_one_step_per_sentence() -> None:
+    rng = random.Random(5)
+    replies = [p.reply for p in problems(2, 300, "train")]
+    replies += [write_note(r, rng) for r in requests(2, 300, "train")]
+    for reply in replies:
+        assert [one.text.strip() for one in split(reply)] == sentences_of(reply)
