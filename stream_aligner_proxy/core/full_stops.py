@@ -102,7 +102,11 @@ def _after_number(stop: _Stop) -> int:
     if stop.word == "1" and stop.before.endswith(":"):
         return stop.no  # "They are: 1. Ann"
     led = stop.before in ORDINAL_LEADS
-    if not stop.view.text[stop.head_at].isupper() or (len(stop.word) > 2 and not led):
+    head = stop.view.text[stop.head_at]
+    dated = stop.before.endswith(".") and stop.before[:-1].isdigit()
+    if head.isdigit() and (led or dated):
+        return stop.no  # am 3. 10. 1990
+    if not head.isupper() or (len(stop.word) > 2 and not led):
         return stop.cut
     follower = next_word(stop.view, stop.head_at)
     if follower is None:
@@ -123,12 +127,9 @@ def _after_letter(stop: _Stop) -> int:
     if follower is None:
         return WAIT
     starter = follower in STARTERS
-    after = head_at + len(follower)
-    if 0 < len(follower) <= 3 and not (starter and len(follower) > 1):
-        if after >= view.end and not view.final:
-            return WAIT
-        if text.startswith(".", after, view.end):
-            return stop.no  # z. B., J. R. R., n. Chr.
+    short = 0 < len(follower) <= 3 and not (starter and len(follower) > 1)
+    if short and text.startswith(".", head_at + len(follower), view.end):
+        return stop.no  # z. B., J. R. R., n. Chr.
     if word.islower():
         titled = classify(word) == TITLE or word in "vcpsг"
         return stop.no if titled and not starter and not before[-1:].isdigit() else cut

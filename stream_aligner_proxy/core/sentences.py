@@ -158,8 +158,6 @@ class SentenceSplitter:
             self._buf = buf[self._start :]
             self._pos -= self._start
             self._head = max(self._head - self._start, -1)
-            if self._mark:
-                self._mark = self._mark._replace(end=self._mark.end - self._start)
             self._start = 0
         return out
 

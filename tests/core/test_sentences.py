@@ -109,6 +109,7 @@ def test_fenced_code_is_cut_at_lines_and_called_code() -> None:
         ("````md\n```\na\n```\n````\nEnd.", 5),  # a longer fence holds shorter ones
         ("  ```\n  a\n  ```\nEnd.", 3),  # indented
         ("- ```py\n  a\n  ```\nEnd.", 3),  # in a list item
+        ("1. ```py\n   a\n   ```\nEnd.", 3),
         ("> ```\n> a\n> ```\nEnd.", 3),  # in a quotation
         ("> ```\n> a\n\nEnd.", 2),  # the quotation ends, and the code with it
         ("```\n``` a\n```\nEnd.", 3),  # a closing fence carries no words
@@ -116,8 +117,10 @@ def test_fenced_code_is_cut_at_lines_and_called_code() -> None:
     ],
 )
 def test_a_code_block_ends_at_its_own_fence(text: str, code: int) -> None:
-    kinds = [kind for _, kind in marked(text)]
-    assert kinds == ["code"] * code + ["prose"]
+    whole = split(text)
+    assert [sentence.kind for sentence in whole] == ["code"] * code + ["prose"]
+    splitter = SentenceSplitter()
+    assert [s for char in text for s in splitter.feed(char)] + splitter.flush() == whole
 
 
 def test_code_that_is_never_closed_is_code_to_the_end() -> None:
@@ -158,6 +161,13 @@ def test_without_a_clause_it_is_cut_before_white_space() -> None:
     ]
 
 
+def test_a_long_line_of_code_is_cut_at_white_space_alone() -> None:
+    assert texts(split("~~~\naaa,bbb, ccc ddd eee fff", max_chars=16))[1:] == [
+        "\naaa,bbb, ccc",
+        " ddd eee fff",
+    ]
+
+
 def test_without_white_space_it_is_cut_between_characters_not_within_one() -> None:
     text = "e\u0301" * 40 + "👩\u200d👩" * 10
     parts = texts(split(text, max_chars=16))
@@ -169,9 +179,10 @@ def test_without_white_space_it_is_cut_between_characters_not_within_one() -> No
 
 def test_a_flood_of_white_space_is_bounded_and_keeps_line_ends_whole() -> None:
     splitter = SentenceSplitter(max_chars=16)
-    out = [s.text for _ in range(50) for s in splitter.feed("\r\n")]
+    out = [s.text for _ in range(50) for s in splitter.feed("\r\n") + splitter.feed(" ")]
     assert splitter.pending < 16
     assert not any(part.endswith("\r") or part.startswith("\n") for part in out)
+    assert [len(part) for part in texts(split(" " * 40, max_chars=16))] == [16, 16, 8]
 
 
 def test_a_bound_too_small_to_work_with_is_refused() -> None:
