@@ -46,7 +46,12 @@ def create_app(
     service = Service(
         directory=Directory(upstreams),
         aligner=aligner if aligner is not None else _aligner(settings),
-        rules=Rules(alignment.mode, alignment.allow_override, alignment.provenance),
+        rules=Rules(
+            alignment.mode,
+            alignment.allow_override,
+            alignment.provenance,
+            alignment.structured_output == "pass",
+        ),
         policy=alignment.policy,
         observers=[Guarded(o, metrics.observer_failed) for o in (metrics, *observers)],
         count_error=metrics.error,

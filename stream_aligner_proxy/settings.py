@@ -145,7 +145,7 @@ class AlignmentSettings(Section):
 
     `allow_override` holds the modes a request may choose beside `mode`. By default all: whoever can
     reach the proxy can usually reach the upstream too. Where the reviewing must hold, give the list
-    or `false`.
+    or `false`, and let `structured_output` be refused: JSON passes through unreviewed otherwise.
     """
 
     mode: Mode = Mode.STREAM
@@ -155,6 +155,7 @@ class AlignmentSettings(Section):
     max_continuations: Annotated[int, Field(ge=0)] = _POLICY.max_continuations
     fail_open: bool = _POLICY.fail_open
     review_code: bool = _POLICY.review_code
+    structured_output: Literal["pass", "refuse"] = "pass"
     provenance: bool = False
 
     def policy(self, mode: Mode) -> Policy:

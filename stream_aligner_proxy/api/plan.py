@@ -42,12 +42,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the operator settled: the mode of this route, those a request may choose instead, and
-    whether sentences come back with their history when a request does not say."""
+    """What the operator settled: the mode of this route, those a request may choose instead,
+    whether sentences come back with their history when a request does not say, and whether JSON
+    output may pass through."""
 
     mode: Mode
     choices: frozenset[Mode]
     provenance: bool = False
+    pass_structured: bool = True
 
     def allows(self, mode: Mode) -> bool:
         return mode is self.mode or mode in self.choices
@@ -77,6 +79,8 @@ def decide(
     passthrough = None
     if mode is not Mode.OFF:
         if body.response_format is not None and body.response_format.type in _STRUCTURED:
+            if not rules.pass_structured:
+                _refuse("response_format", "only prose can be aligned", mode, rules)
             mode, passthrough = Mode.OFF, "response_format"
         else:
             _refuse_unalignable(body, mode, rules)

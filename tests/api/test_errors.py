@@ -22,6 +22,14 @@ async def test_what_cannot_be_aligned_says_what_to_do_instead() -> None:
         assert "operator" in error_of(await p.post(n=2))["message"]
 
 
+async def test_json_output_is_refused_where_the_reviewing_must_hold() -> None:
+    async with proxy(alignment={"structured_output": "refuse", "allow_override": False}) as p:
+        refused = await p.post(response_format={"type": "json_object"})
+        assert (await p.post(response_format={"type": "text"})).status_code == 200
+    assert refused.status_code == 400
+    assert error_of(refused)["param"] == "response_format"
+
+
 async def test_a_mode_the_operator_does_not_allow_is_refused() -> None:
     async with proxy(alignment={"mode": "stream", "allow_override": ["whole"]}) as p:
         refused = await p.post(stream_aligner={"mode": "off"})
