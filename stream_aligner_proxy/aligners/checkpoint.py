@@ -51,10 +51,9 @@ def load(path: Path, *, device: str = "auto", dtype: str = "auto") -> Checkpoint
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
         model: Any = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=number)
+        model.eval().requires_grad_(False).to(place)
     except Exception as error:
         raise ConfigError(f"{where}: cannot be loaded: {type(error).__name__}: {error}") from error
-    model.eval().requires_grad_(False)
-    model.to(place)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise ConfigError(f"{where}: the tokenizer has {len(tokenizer)} ids, the model {rows}")

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -111,7 +112,9 @@ class TransformersAligner:
                 loaded.set_exception(error)
 
         def ready(error: BaseException | None) -> None:
-            loop.call_soon_threadsafe(settle, error)
+            # The loop may be gone by the time a large model is loaded.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(settle, error)
 
         self._worker.start(ready)
         await loaded

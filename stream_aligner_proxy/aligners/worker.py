@@ -116,26 +116,30 @@ class Worker:
         try:
             self._engine.load()
         except BaseException as error:  # noqa: BLE001  (the thread's top: `ready` passes it on)
-            with self._changed:
-                self._closing = True
+            self._end()
             self._ready(error)
-        else:
-            self._ready(None)
+            return
+        self._ready(None)
+        try:
             while self._take_in():
                 self._step(self._batch)
-        self._fail_all()
+        except BaseException:
+            log.exception("the aligner's thread ended; every review fails from now on")
+        finally:
+            self._end()
 
     def _take_in(self) -> bool:
         """Wait for work, drop what was withdrawn, give new jobs their first pass.
 
         False when the thread shall end.
         """
+        self._drop_withdrawn()
+        # The event loop takes this lock too: nothing slow may happen under it.
         with self._changed:
             while not (self._closing or self._waiting or self._batch.lanes):
                 self._changed.wait()
             if self._closing:
                 return False
-            self._drop_withdrawn()
             room = self._engine.max_rows - len(self._batch.lanes)
             jobs = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
         rows = [row for job in jobs if (row := self._prepare(job))]
@@ -193,7 +197,12 @@ class Worker:
         if not any(job.withdrawn for job in self._running.values()):
             return
         self._running = {row: job for row, job in self._running.items() if not job.withdrawn}
-        self._batch.keep([row for row in self._batch.rows() if row in self._running])
+        rows = self._batch.rows()
+        try:
+            self._batch.keep([row for row in rows if row in self._running])
+        except Exception as error:  # noqa: BLE001  (out of memory)
+            self._broke(rows, error)
+            self._batch.clear()
 
     def _broke(self, rows: list[Row], error: Exception) -> None:
         log.error("a batch of %d reviews failed", len(rows), exc_info=error)
@@ -202,8 +211,10 @@ class Worker:
                 job.fail(ReviewError(f"the aligner failed: {type(error).__name__}"))
         self._engine.recover()
 
-    def _fail_all(self) -> None:
+    def _end(self) -> None:
+        """Fail what is unfinished, and all that comes after."""
         with self._changed:
+            self._closing = True
             jobs = [*self._running.values(), *self._waiting]
             self._running.clear()
             self._waiting.clear()

@@ -335,6 +335,28 @@ async def test_a_revision_that_cannot_be_read_fails_alone(
             await ask(aligner)
 
 
+async def test_a_thread_that_cannot_go_on_fails_every_review(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running() as aligner:
+        gate = Gate(aligner)
+        gate.failure = RuntimeError("device-side assert")
+
+        def lost() -> None:
+            raise RuntimeError("the device is lost")
+
+        monkeypatch.setattr(aligner._engine, "recover", lost)
+        tasks = [ask(aligner), ask(aligner)]
+        gate.stay_open()
+        for task in tasks:
+            with pytest.raises(ReviewError):
+                await task
+        await asyncio.to_thread(aligner._worker._thread.join, timeout=20)
+        assert "the device is lost" in caplog.text
+        with pytest.raises(ReviewError, match="closed"):
+            await ask(aligner)
+
+
 async def test_closing_fails_what_waits_and_what_runs() -> None:
     aligner = TransformersAligner("aligner", load=trained, max_batch=1, queue=2)
     await aligner.start()
