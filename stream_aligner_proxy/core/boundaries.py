@@ -25,11 +25,12 @@ RUN_LIMIT: Final = 64
 _CLOSERS: Final = "\"'”’»«›‹“)\\]}」』】〉》）］｝〕〗*_~`¹²³⁴⁵⁶⁷⁸⁹⁰"
 
 _STOPS: Final = re.compile(rf"[{TERMINATORS}]+")
-# Terminators, closing marks and citations ("[12]", "[1, 3]", "[^2]") in any order.
+# Terminators, closing marks, citations ("[12]", "[1, 3]", "[^2]") and closing tags in any order.
 _RUN: Final = re.compile(
-    rf"(?:[{TERMINATORS}{_CLOSERS}]|\[\^?\d{{1,3}}(?:[,–-] ?\d{{1,3}}){{0,3}}\])+"
+    rf"(?:[{TERMINATORS}{_CLOSERS}]"
+    r"|\[\^?\d{1,3}(?:[,–-] ?\d{1,3}){0,3}\]|</[A-Za-z]\w{0,11}>)+"
 )
-_MAYBE_CITATION: Final = re.compile(r"\[[\d,^– -]{0,20}\Z")
+_MAYBE_CLOSER: Final = re.compile(r"(?:\[[\d,^– -]{0,20}|<b?|</\w{0,12})\Z")
 _SPACED_DOTS: Final = re.compile(rf"(?:[ \xa0]\.(?!\w)[.…{_CLOSERS}]*)*")
 _STRONG: Final = re.compile(rf"[{STRONG}]")
 _NEWLINE: Final = re.compile(rf"[{NEWLINES}]")
@@ -93,8 +94,10 @@ def stop(view: View, at: int) -> int:
     char = text[cut]
     if char in NEWLINES:
         return cut
-    if char == "[" and not final and _MAYBE_CITATION.match(text, cut, end):
+    if char in "[<" and not final and _MAYBE_CLOSER.match(text, cut, end):
         return WAIT
+    if text.startswith("<br", cut, end):
+        return cut
     if strong:
         if char in "、，,；;：:・" or (cut > dots and char in _PARTICLES):
             return -dots  # 「はい。」と言った

@@ -109,6 +109,7 @@ QUOTES = [
     "He teaches (He worked for 5 years.) at home.¦ Fine.",
     "It works.[1]¦ It does.[2][3]¦ So it does.[4, 5]¦ Yes.",
     "It works.[^1]¦ Yes.",
+    "<b>It works.</b>¦ Yes.¦<br>No.¦ 1.<2 holds.",
     "Er sagte: „Gut.“¦ Dann ging er.",
     "Er kam.¦ »Gut.«¦ Dann ging er.",
     "Sie rief: »Komm!«¦ Er kam.",
