@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from stream_aligner_proxy.core.prompts import PROFILES
 from stream_aligner_proxy.settings import (
     AlignerSettings,

@@ -340,7 +340,8 @@ class AlignmentLoop:
     def _new_splitter(self) -> Splitter:
         if self._whole:
             return WholeAnswer()
-        return SentenceSplitter(max_chars=self._policy.max_sentence_chars)
+        # A continuation may start inside a fence, or in the middle of a line.
+        return SentenceSplitter(max_chars=self._policy.max_sentence_chars, after=self._committed)
 
     def _open_branch(self) -> None:
         self._branch += 1

@@ -217,6 +217,16 @@ def test_code_passes_in_order_without_review_unless_the_policy_reviews_it():
     assert len(of(StartReview, actions)) > 2
 
 
+def test_a_continuation_inside_a_fence_knows_that_it_is_code():
+    loop = loop_of(Policy(review_code=True, review_ahead=9))
+    loop.handle(TextArrived(0, "```py\nx = 1.\ny = 2.\n"))
+    loop.handle(ReviewDone(0, KEEP))
+    actions = loop.handle(ReviewDone(1, Verdict("x = 3.")))
+    assert of(OpenBranch, actions) == [OpenBranch(1, "```py\nx = 3.", None)]
+    actions = loop.handle(TextArrived(1, "\ny = 2. z = 4.\n```\n"))
+    assert [a.request.sentence for a in of(StartReview, actions)] == ["y = 2. z = 4.", "```"]
+
+
 def test_trailing_whitespace_is_not_sent_with_the_prefix_nor_delivered_twice(monkeypatch):
     # The splitter gives whitespace to the sentence after it; another one need not.
     monkeypatch.setattr(AlignmentLoop, "_new_splitter", lambda self: WholeAnswer())
