@@ -60,7 +60,10 @@ class Reply(Protocol):
 
 
 class Session:
-    """One reply in mode `stream`, `whole` or `shadow`. Use once."""
+    """One reply in mode `stream`, `whole` or `shadow`. Use once.
+
+    `observers` must not raise: `observers.guard.Guarded` sees to that.
+    """
 
     def __init__(
         self,
@@ -123,7 +126,8 @@ class Session:
             raise _first(group) from group
         finally:
             self._perform(self._loop.abandon())
-            self._tell(lambda observer: observer.closed(mode, ended, self._clock() - begun))
+            seconds, cost = self._clock() - begun, self._loop.cost
+            self._tell(lambda observer: observer.closed(mode, ended, seconds, cost))
 
     # --- tasks -----------------------------------------------------------------------------
 
@@ -219,7 +223,7 @@ class Session:
 
     def _close(self, action: CloseBranch) -> None:
         self._cancel(self._branches.pop(action.branch, None))
-        self._tell(lambda observer: observer.branch_closed(action.branch, action.discarded_tokens))
+        self._tell(lambda observer: observer.branch_closed(action.branch))
 
     def _deliver(self, action: Deliver) -> None:
         review_seconds = waited = None
@@ -247,12 +251,8 @@ class Session:
             self._gate.clear()
 
     def _tell(self, call: Callable[[Observer], None]) -> None:
-        """Rule 12: whatever an observer does, the session goes on."""
         for observer in self._observers:
-            try:
-                call(observer)
-            except Exception:  # noqa: BLE001 - an observer must never end a reply
-                _log.exception("an observer raised")
+            call(observer)
 
 
 def _continuation(mode: Mode, can_continue: bool) -> str:

@@ -6,6 +6,7 @@ import pytest
 
 from stream_aligner_proxy.core.errors import RequestError, UpstreamUnreachable
 from stream_aligner_proxy.core.records import ChatRequest, Mode, Policy, Turn, Usage, Verdict
+from stream_aligner_proxy.observers.guard import Guarded
 from stream_aligner_proxy.session import Session
 from tests.fakes import FunctionAligner, ListReply, MemoryUpstream
 
@@ -237,10 +238,12 @@ async def test_an_observer_that_raises_does_not_touch_the_reply(caplog):
         def __getattr__(self, name):
             raise RuntimeError("observer bug")
 
+    failures: list[int] = []
     reply = ListReply()
     upstream = MemoryUpstream(lambda prefix: words("One. Two."))
-    await session(upstream, observers=[Bad()]).run(reply)
+    await session(upstream, observers=[Guarded(Bad(), lambda: failures.append(1))]).run(reply)
     assert reply.text == "One. Two. "
+    assert failures
 
 
 async def test_an_aligner_that_cannot_review_sentences_refuses_the_mode_by_name():

@@ -8,7 +8,7 @@ from stream_aligner_proxy.api.plan import Plan
 from stream_aligner_proxy.api.response import EVENT_STREAM_HEADERS, HttpOut, WatchedResponse
 from stream_aligner_proxy.core.errors import ProxyError
 from stream_aligner_proxy.core.ports import Observer
-from stream_aligner_proxy.core.records import Mode
+from stream_aligner_proxy.core.records import Cost, Mode
 
 
 class RelayResponse(WatchedResponse):
@@ -44,7 +44,7 @@ class RelayResponse(WatchedResponse):
             raise
         finally:
             for observer in self._observers:
-                observer.closed(Mode.OFF, ended, self._clock() - begun)
+                observer.closed(Mode.OFF, ended, self._clock() - begun, Cost(branches=1))
 
     async def _relay(self, out: HttpOut, begun: float) -> None:
         request = self._plan.request

@@ -89,7 +89,6 @@ class CloseBranch:
     """Stop reading a branch. Every `OpenBranch` is followed by exactly one of these."""
 
     branch: int
-    discarded_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -355,9 +355,8 @@ class AlignmentLoop:
     def _close_branch(self) -> None:
         if self._branch_open:
             self._branch_open = False
-            untaken = self._meter.untaken
-            self._discarded += untaken
-            self._actions.append(CloseBranch(self._branch, untaken))
+            self._discarded += self._meter.untaken
+            self._actions.append(CloseBranch(self._branch))
 
     def _finish(self, finish_reason: str, usage: Usage | None) -> None:
         total = self._meter.usage(usage, rewritten=self._rewritten)

@@ -4,7 +4,15 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from stream_aligner_proxy.core.records import ChatRequest, Chunk, Committed, Review, Scope, Verdict
+from stream_aligner_proxy.core.records import (
+    ChatRequest,
+    Chunk,
+    Committed,
+    Cost,
+    Review,
+    Scope,
+    Verdict,
+)
 
 
 class Aligner(Protocol):
@@ -58,7 +66,8 @@ class Upstream(Protocol):
 
 
 class Observer(Protocol):
-    """Watches sessions. Calls are made inline: they must neither raise nor wait (rule 12).
+    """Watches sessions. Calls are made inline: they must neither raise nor wait (rule 12); the
+    composition root wraps each observer so that what it raises ends there.
 
     Times are seconds of a monotonic clock, lengths are characters.
     """
@@ -67,10 +76,10 @@ class Observer(Protocol):
 
     def branch_opened(self, branch: int, prefix_chars: int) -> None: ...
 
-    def branch_closed(self, branch: int, discarded_tokens: int) -> None: ...
+    def branch_closed(self, branch: int) -> None: ...
 
     def committed(self, unit: Committed, review_seconds: float | None) -> None: ...
 
     def first_text(self, seconds: float) -> None: ...
 
-    def closed(self, mode: str, outcome: str, seconds: float) -> None: ...
+    def closed(self, mode: str, outcome: str, seconds: float, cost: Cost) -> None: ...

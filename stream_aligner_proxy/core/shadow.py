@@ -162,7 +162,7 @@ class ShadowLoop:
 
     def _close(self) -> list[Action]:
         was_open, self._open = self._open, False
-        return [CloseBranch(0, 0)] if was_open else []
+        return [CloseBranch(0)] if was_open else []
 
 
 def _unit(

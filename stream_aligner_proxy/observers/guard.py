@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 from stream_aligner_proxy.core.ports import Observer
-from stream_aligner_proxy.core.records import Committed
+from stream_aligner_proxy.core.records import Committed, Cost
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ class Guarded:
     def branch_opened(self, branch: int, prefix_chars: int) -> None:
         self._tell(lambda observer: observer.branch_opened(branch, prefix_chars))
 
-    def branch_closed(self, branch: int, discarded_tokens: int) -> None:
-        self._tell(lambda observer: observer.branch_closed(branch, discarded_tokens))
+    def branch_closed(self, branch: int) -> None:
+        self._tell(lambda observer: observer.branch_closed(branch))
 
     def committed(self, unit: Committed, review_seconds: float | None) -> None:
         self._tell(lambda observer: observer.committed(unit, review_seconds))
@@ -41,5 +41,5 @@ class Guarded:
     def first_text(self, seconds: float) -> None:
         self._tell(lambda observer: observer.first_text(seconds))
 
-    def closed(self, mode: str, outcome: str, seconds: float) -> None:
-        self._tell(lambda observer: observer.closed(mode, outcome, seconds))
+    def closed(self, mode: str, outcome: str, seconds: float, cost: Cost) -> None:
+        self._tell(lambda observer: observer.closed(mode, outcome, seconds, cost))

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from stream_aligner_proxy.core.errors import ProxyError
-from stream_aligner_proxy.core.records import Committed
+from stream_aligner_proxy.core.records import Committed, Cost
 
 _NAMESPACE = "stream_aligner"
 _REVIEW_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -69,9 +69,8 @@ class Metrics:
         self._branches.inc()
         self._open_branches.inc()
 
-    def branch_closed(self, branch: int, discarded_tokens: int) -> None:
+    def branch_closed(self, branch: int) -> None:
         self._open_branches.dec()
-        self._discarded.inc(discarded_tokens)
 
     def committed(self, unit: Committed, review_seconds: float | None) -> None:
         self._sentences.labels(unit.outcome).inc()
@@ -83,11 +82,12 @@ class Metrics:
     def first_text(self, seconds: float) -> None:
         self._first_text.observe(seconds)
 
-    def closed(self, mode: str, outcome: str, seconds: float) -> None:
+    def closed(self, mode: str, outcome: str, seconds: float, cost: Cost) -> None:
         self._open.labels(mode).dec()
         known = outcome if outcome in self._outcomes else "upstream_rejected"
         self._replies.labels(mode, known).inc()
         self._reply_seconds.labels(mode).observe(seconds)
+        self._discarded.inc(cost.discarded_tokens)
 
     def error(self, error: ProxyError) -> None:
         """Count an error that a client was told."""

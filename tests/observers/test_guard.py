@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from stream_aligner_proxy.core.errors import ProxyError, UpstreamRejected
-from stream_aligner_proxy.core.records import Committed
+from stream_aligner_proxy.core.records import Committed, Cost
 from stream_aligner_proxy.observers.guard import Guarded
 from stream_aligner_proxy.observers.metrics import Metrics
 
@@ -31,8 +31,8 @@ def tell_everything(observer: Guarded) -> None:
     observer.branch_opened(0, 0)
     observer.committed(UNIT, 0.1)
     observer.first_text(0.2)
-    observer.branch_closed(0, 3)
-    observer.closed("stream", "finished", 1.0)
+    observer.branch_closed(0)
+    observer.closed("stream", "finished", 1.0, Cost(discarded_tokens=3))
 
 
 ALL = ["opened", "branch_opened", "committed", "first_text", "branch_closed", "closed"]
@@ -82,7 +82,7 @@ def test_labels_come_from_fixed_sets() -> None:
     metrics = Metrics()
     metrics.error(UpstreamRejected("no", code="whatever an upstream invents"))
     metrics.error(ProxyError("no", code="invented"))
-    metrics.closed("off", "another invention", 1.0)
+    metrics.closed("off", "another invention", 1.0, Cost())
     text = exposition(metrics)
     assert "invent" not in text
     assert 'errors_total{code="upstream_rejected"} 1.0' in text
