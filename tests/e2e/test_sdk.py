@@ -147,6 +147,25 @@ def test_models_are_listed_and_an_unknown_one_is_a_404(client):
     assert raised.value.code == "model_not_found"
 
 
+def test_an_error_in_the_middle_raises_after_what_was_reviewed(start):
+    script = {"rules": [{"reply": "I am rude. Go away. Now", "fault": {"reset": 6}}]}
+    url = start(script=script, rules=KIND, dialect="openai").url
+    text = ""
+    with openai.OpenAI(base_url=url, api_key="k", max_retries=0) as client:
+        stream = client.chat.completions.create(model="scripted", messages=MESSAGES, stream=True)
+        with pytest.raises(openai.APIError):  # noqa: PT012 - the stream is what raises
+            for chunk in stream:
+                text += chunk.choices[0].delta.content or ""
+    assert text == "I am kind. Go away."
+
+
+def test_refusals_have_the_sdks_own_classes_and_a_request_id(client):
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.chat.completions.create(model="scripted", messages=MESSAGES, n=2)
+    assert raised.value.param == "n"
+    assert raised.value.request_id
+
+
 def test_tool_calls_pass_through_in_order(start):
     call = {
         "id": "call_1",
