@@ -1,0 +1,85 @@
+"""The page in a real browser."""
+
+import shutil
+
+import pytest
+
+BROWSER = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+
+SCRIPT = {
+    "rules": [
+        {"after": r"kind\.$", "reply": " All <b>is</b> well."},
+        {"reply": "I am rude. <img src=x onerror=\"document.title='owned'\"> Go."},
+    ]
+}
+RULES = [{"find": r"I am rude\.", "replace": "I am kind."}]
+
+
+@pytest.fixture
+def page():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=BROWSER,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        page = browser.new_page()
+        page.set_default_timeout(20_000)
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda request: outside(request.url, problems))
+        yield page
+        browser.close()
+    assert not problems
+
+
+def outside(url: str, problems: list[str]) -> None:
+    if not url.startswith(("http://127.0.0.1:", "data:", "blob:")):
+        problems.append(f"the page asked for {url}")
+
+
+def ask(page, url: str, mode: str, question: str = "hello") -> None:
+    page.goto(url.removesuffix("/v1") + "/")
+    page.fill("#question", question)
+    page.select_option("#mode", mode)
+    page.click("#go")
+    page.wait_for_selector("#numbers:not([hidden])")
+
+
+def test_the_original_stands_beside_the_corrected_text(start, page):
+    ask(page, start(script=SCRIPT, rules=RULES).url, "stream")
+    rows = page.inner_text("#rows")
+    assert "I am rude." in rows
+    assert "I am kind." in rows
+    assert "All <b>is</b> well." in rows
+    assert "replace" in rows
+
+
+@pytest.mark.parametrize("mode", ["off", "shadow", "whole"])
+def test_every_mode_shows_its_reply_and_markup_stays_text(start, page, mode):
+    ask(page, start(script=SCRIPT, rules=RULES).url, mode)
+    assert "<img src=x onerror=" in page.inner_text("#reply")
+    assert page.title() != "owned"
+
+
+def test_an_error_is_shown_in_words(start, page):
+    fault = {"status": 429, "body": {"error": {"message": "too many questions"}}}
+    url = start(script={"rules": [{"fault": fault}]}).url
+    page.goto(url.removesuffix("/v1") + "/")
+    page.fill("#question", "hello")
+    page.click("#go")
+    page.wait_for_function("document.querySelector('#status').innerText.includes('too many')")
+
+
+def test_the_keyboard_alone_is_enough(start, page):
+    url = start(script=SCRIPT, rules=RULES).url
+    page.goto(url.removesuffix("/v1") + "/")
+    page.focus("#question")
+    page.keyboard.type("hello")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#numbers:not([hidden])")
+    assert "I am kind." in page.inner_text("#rows")
