@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from stream_aligner_proxy.core.errors import ConfigError
 from stream_aligner_proxy.core.prompts import PROFILES, PromptProfile
@@ -48,6 +49,7 @@ def load(path: Path, *, device: str = "auto", dtype: str = "auto") -> Checkpoint
     place = _device(device)
     number = _dtype(dtype, place)
     trained = _training_config(path)
+    transformers_logging.disable_progress_bar()  # a server's log is no place for it
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
         model: Any = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=number)
