@@ -49,7 +49,8 @@ def load(path: Path, *, device: str = "auto", dtype: str = "auto") -> Checkpoint
     place = _device(device)
     number = _dtype(dtype, place)
     trained = _training_config(path)
-    transformers_logging.disable_progress_bar()  # a server's log is no place for it
+    # A server's log is no place for it.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
         model: Any = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=number)
