@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PORT   ?= 8000
 
-.PHONY: help install demo test lint check unit bench demo-models clean
+.PHONY: help install demo test check unit bench demo-models format clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -34,6 +34,15 @@ check: $(STAMP) ## format, lint, types, import contracts
 
 unit: $(STAMP)  ## the tests alone
 	$(BIN)/python -m pytest
+
+bench: $(STAMP) ## every benchmark: tables on the screen, JSON in bench/results
+	$(BIN)/python -m bench.splitter
+	$(BIN)/python -m bench.transparency
+	$(BIN)/python -m bench.demo_accuracy
+	$(BIN)/python -m bench.induction
+
+demo-models: $(STAMP) ## train both demo models anew (about two hours on one CPU core)
+	$(BIN)/python -m training.demo_models --out stream_aligner_proxy/demo/models
 
 format: $(STAMP) ## let ruff format and fix
 	$(BIN)/ruff format .
