@@ -9,6 +9,7 @@ end a reply a little early, too few would give the client more than it asked for
 """
 
 import re
+from bisect import bisect_right
 from collections import deque
 
 from stream_aligner_proxy.core.records import Usage
@@ -17,6 +18,8 @@ from stream_aligner_proxy.core.records import Usage
 _CHARS_PER_TOKEN = 4.0
 # No common tokenizer needs more for text it knows: four letters, one digit or one other sign.
 _PIECE = re.compile(r"[A-Za-z]{1,4}|[^\sA-Za-z]|\n")
+# Chinese and Japanese put no white space between words: each of their characters may be the last.
+_WORD_END = re.compile(r"[ \n]|(?<=[\u3001-\u30ff\u3400-\u9fff\uf900-\ufaff\uff01-\uff65])")
 
 
 class Meter:
@@ -124,12 +127,10 @@ class Meter:
         remaining = self.remaining
         if remaining is None or self._bound(text) <= remaining:
             return text
-        words = text
-        while words and self._bound(words) > remaining:
-            stripped = words.rstrip()
-            space = max(stripped.rfind(" "), stripped.rfind("\n"))
-            words = stripped[:space] if space > 0 else ""
-        return words.rstrip()
+        ends = [found.start() for found in _WORD_END.finditer(text)]
+        # By bisection: each bound reads the whole text, and a whole answer can be long.
+        fitting = bisect_right(ends, remaining, key=lambda end: self._bound(text[:end]))
+        return text[: ends[fitting - 1]].rstrip() if fitting else ""
 
     def usage(self, final: Usage | None, *, rewritten: bool) -> Usage | None:
         """What was delivered, or None where the upstream never told the prompt's size.
