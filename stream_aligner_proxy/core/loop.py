@@ -226,26 +226,27 @@ class AlignmentLoop:
     def _settle(self, unit: Unit) -> bool:
         """Commit the head of the line if it can be; False where its verdict is awaited."""
         if unit.passed:
-            self._commit(unit, unit.text, "passed")
+            self._leave(unit, "passed")
         elif unit.error is not None:
             if not self._policy.fail_open:
                 self._fail(unit.error)
                 return True
             self._unreviewed += 1
-            self._commit(unit, unit.text, "unreviewed")
+            self._leave(unit, "unreviewed")
         elif unit.verdict is None:
             return False
         elif unit.verdict.replacement is None:
-            self._keep(unit, unit.verdict.end)
+            self._leave(unit, "keep", unit.verdict.end)
         else:
             self._replace(unit, unit.verdict.replacement.strip(), unit.verdict.end)
         return True
 
-    def _keep(self, unit: Unit, end: bool) -> None:
-        # A running branch knows nothing of longer text put in before: only then is a kept sentence
+    def _leave(self, unit: Unit, outcome: Outcome, end: bool = False) -> None:
+        """Commit a unit as it is."""
+        # A running branch knows nothing of longer text put in before: only then is its own text
         # measured against the client's limit.
         fitting = self._meter.cut(unit.text) if self._rewritten else unit.text
-        self._commit(unit, fitting, "keep")
+        self._commit(unit, fitting, outcome)
         if fitting != unit.text:
             self._finish("length", None)
         elif end:

@@ -307,6 +307,20 @@ def test_a_replacement_longer_than_what_is_left_is_cut_at_a_word_and_ends_with_l
     assert not of(OpenBranch, actions)
 
 
+@pytest.mark.parametrize("rest", ["\n```\na b c d e f g h", " A b c d e f g h."])
+def test_what_is_not_reviewed_counts_against_the_limit_behind_a_longer_text(rest):
+    loop = loop_of(Policy(fail_open=True, review_ahead=1), can_continue=False, max_tokens=16)
+    for text in ("One.", *rest.replace(" ", "| ").split("|")):
+        loop.handle(TextArrived(0, text))
+    loop.handle(BranchEnded(0, "stop", Usage(5, 12)))
+    actions = loop.handle(ReviewDone(0, Verdict("w w w w w w w w w w.")))
+    if not loop.done:
+        actions += loop.handle(ReviewBroke(1, ReviewError("no")))
+    assert of(Finish, actions)[0].finish_reason == "length"
+    assert len(loop.committed.replace("```", "").split()) <= 16
+    assert not loop.committed.endswith(("h", "."))
+
+
 def test_an_upstream_that_ignores_the_limit_is_stopped_at_it():
     loop = loop_of(max_tokens=3)
     loop.handle(TextArrived(0, "a", 2))
