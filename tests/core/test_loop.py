@@ -270,6 +270,26 @@ def test_keeping_everything_passes_usage_and_finish_reason_through():
     assert (finish.finish_reason, finish.usage) == ("length", usage)
 
 
+@pytest.mark.parametrize(
+    ("mode", "judged", "expected"),
+    [
+        (Mode.WHOLE, [Verdict(None, True)], Usage(7, 2, {"n": 1})),
+        (Mode.WHOLE, [Verdict("One.", True)], Usage(7, 1)),
+        (Mode.STREAM, [KEEP, Verdict(None, True)], Usage(7, 2, {"n": 1})),
+        (Mode.STREAM, [Verdict(None, True)], Usage(7, 1)),
+    ],
+)
+def test_an_end_verdict_after_the_branch_ended_does_not_lose_its_usage(mode, judged, expected):
+    loop = loop_of(Policy(mode=mode))
+    loop.handle(TextArrived(0, "One."))
+    loop.handle(TextArrived(0, " Two"))
+    loop.handle(BranchEnded(0, "stop", Usage(7, 2, {"n": 1})))
+    for review, verdict in enumerate(judged):
+        actions = loop.handle(ReviewDone(review, verdict))
+    [finish] = of(Finish, actions)
+    assert finish.usage == expected
+
+
 def test_usage_after_a_correction_is_what_was_delivered_by_the_upstreams_own_counts():
     loop = loop_of()
     loop.handle(PromptMetered(0, 10))
