@@ -83,6 +83,10 @@ class ChunkReader:
         after: dict[str, Any] = dict(extra)
         if len(delta) > 1 or "content" not in delta:  # most deltas are content alone
             for name, value in delta.items():
+                # A number (Together's `token_id`) describes the text beside it, which may yet be
+                # rewritten: it is nothing to pass on.
+                if isinstance(value, int | float):
+                    continue
                 if name not in _NOT_PARTS and value not in (None, "", [], {}):
                     (before if name in _BEFORE_TEXT else after)[name] = value
         tokens = self._grow(usage, 1 if text or before or after else 0)
