@@ -182,6 +182,8 @@ class Gatherer:
             "content": None if only_calls else text,
             **self._message,
         }
+        if text and "content" in self._message:  # parts that are not text, as Mistral's thinking
+            message["content"] = [*self._message["content"], {"type": "text", "text": text}]
         if self._calls:
             message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
         reply: dict[str, Any] = {

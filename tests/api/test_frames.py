@@ -1,0 +1,20 @@
+"""Joining deliveries into one completion, where no scripted upstream can bring it about."""
+
+import orjson
+
+from stream_aligner_proxy.api.frames import Gatherer
+from stream_aligner_proxy.core.records import Cost, Delivery, Finished, Mode, Usage
+
+
+def completion(*deliveries: Delivery, usage: Usage | None = None) -> dict:
+    gatherer = Gatherer(reply_id="r", created=1, model="m", provenance=False)
+    for delivery in deliveries:
+        gatherer.add(delivery)
+    return orjson.loads(gatherer.completion(Finished("stop", usage, Cost(), Mode.STREAM, "none")))
+
+
+def test_content_that_is_not_text_stands_beside_the_text_and_does_not_replace_it():
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}
+    said = [Delivery(part={"content": [thought]}), Delivery("It is "), Delivery("four.")]
+    [choice] = completion(*said)["choices"]
+    assert choice["message"]["content"] == [thought, {"type": "text", "text": "It is four."}]
