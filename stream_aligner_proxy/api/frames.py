@@ -27,12 +27,13 @@ def error_frame(error: ProxyError) -> bytes:
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
-    return {
-        **usage.details,
+    counts = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }
+    # An upstream's own total may hold more than these two, such as Gemini's thinking.
+    return {**counts, **usage.details}
 
 
 def summary(finished: Finished) -> dict[str, Any]:

@@ -18,3 +18,10 @@ def test_content_that_is_not_text_stands_beside_the_text_and_does_not_replace_it
     said = [Delivery(part={"content": [thought]}), Delivery("It is "), Delivery("four.")]
     [choice] = completion(*said)["choices"]
     assert choice["message"]["content"] == [thought, {"type": "text", "text": "It is four."}]
+
+
+def test_the_total_of_the_upstream_is_not_counted_again():
+    details = {"total_tokens": 100, "prompt_tokens_details": {"cached_tokens": 3}}
+    usage = completion(usage=Usage(10, 20, details))["usage"]
+    assert usage == {"prompt_tokens": 10, "completion_tokens": 20, **details}
+    assert completion(usage=Usage(10, 20))["usage"]["total_tokens"] == 30
