@@ -18,6 +18,9 @@ _GRAMMARS = (
     "ebnf",
 )
 _LIMITS = ("max_tokens", "max_completion_tokens")
+# Not for a continuation: a least length would be asked for once more, and is refused above what is
+# left of the limit; an echo would bring the prefix back.
+_FIRST_ONLY = ("min_tokens", "echo")
 
 
 def can_continue(body: Mapping[str, Any], dialect: Dialect) -> bool:
@@ -50,6 +53,8 @@ def branch_body(
             sent["stream_options"]["continuous_usage_stats"] = True
     _limit(sent, dialect, max_tokens)
     if prefix:
+        for name in _FIRST_ONLY:
+            sent.pop(name, None)
         last = {"role": "assistant", "content": prefix, **dialect.message_fields}
         sent["messages"] = [*body["messages"], last]
         for name, value in dialect.body_fields.items():

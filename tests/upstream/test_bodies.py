@@ -50,6 +50,12 @@ def test_thinking_is_switched_off_while_continuing_and_other_template_arguments_
     assert body("vllm", chat_template_kwargs=theirs)["chat_template_kwargs"] == theirs
 
 
+def test_a_continuation_is_not_asked_for_a_least_length_again_nor_to_repeat_the_prefix() -> None:
+    theirs = {"min_tokens": 50, "echo": True}
+    assert theirs.items() <= body("vllm", **theirs).items()
+    assert not theirs.keys() & body("vllm", prefix="Said.", limit=20, **theirs).keys()
+
+
 @pytest.mark.parametrize(
     ("dialect", "given", "limit", "expected"),
     [
