@@ -164,7 +164,7 @@ class Session:
                             metered = True
                             self._dispatch(PromptMetered(branch, usage.prompt_tokens))
                     if chunk.part is not None:
-                        self._dispatch(PartArrived(branch, chunk.part))
+                        self._dispatch(PartArrived(branch, chunk.part, chunk.tokens))
                     if chunk.text:
                         self._dispatch(TextArrived(branch, chunk.text, chunk.tokens))
                     finish_reason = chunk.finish_reason or finish_reason

@@ -33,6 +33,7 @@ class PartArrived:
 
     branch: int
     part: Mapping[str, Any]
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ def unit_of(sentence: Sentence, branch: int, tokens: int, *, passed: bool) -> Un
 @dataclass(frozen=True, slots=True)
 class Part:
     part: Mapping[str, Any]
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)

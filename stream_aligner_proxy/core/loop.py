@@ -138,9 +138,9 @@ class AlignmentLoop:
         match event:
             case TextArrived(_, text, tokens):
                 self._text(text, tokens)
-            case PartArrived(_, part):
+            case PartArrived(_, part, tokens):
                 self._line_up(self._splitter.flush())
-                self._waiting.append(Part(part))
+                self._waiting.append(Part(part, tokens))
             case PromptMetered(_, tokens):
                 self._meter.prompt(tokens)
             case BranchEnded(_, finish_reason, usage):
@@ -211,8 +211,9 @@ class AlignmentLoop:
                 case Unit() as unit:
                     if not self._settle(unit):
                         break
-                case Part(part):
+                case Part(part, tokens):
                     self._waiting.popleft()
+                    self._meter.aside += tokens
                     self._actions.append(Deliver(part=part))
                 case End(finish_reason, usage):
                     self._waiting.popleft()
@@ -332,7 +333,9 @@ class AlignmentLoop:
 
     def _drop_line(self) -> None:
         self._drop_reviews(keep_units=False)
-        self._discarded += sum(unit.tokens for unit in self._waiting if isinstance(unit, Unit))
+        self._discarded += sum(
+            item.tokens for item in self._waiting if isinstance(item, Unit | Part)
+        )
         self._waiting.clear()
         self._units = 0
 

@@ -28,11 +28,13 @@ class Meter:
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
         self.delivered = 0  # committed so far, exact up to the last measured branch
+        self.aside = 0  # delivered beside the text: reasoning, tool calls; in no prefix
         self.resent = 0  # prefix tokens sent again with continuations
         self._margin = 0  # cautious bound of rewritten text, over its estimate in `delivered`
         self._prompt: int | None = None  # of the first branch
         self._branch_prompt: int | None = None
         self._branches = 0
+        self._aside_at_open = 0
         self._at_open = 0  # `delivered` when the running branch was opened
         self._seen = 0  # tokens arrived on the running branch
         self._taken = 0  # of these, tokens of units taken off it
@@ -46,6 +48,7 @@ class Meter:
         self._branches += 1
         self._branch_prompt = None
         self._at_open = self.delivered
+        self._aside_at_open = self.aside
         if not first:
             self.resent += self.delivered
         self._seen = self._taken = 0
@@ -55,12 +58,14 @@ class Meter:
     @property
     def remaining(self) -> int | None:
         """Tokens that may still be delivered; None without a limit."""
-        return None if self.limit is None else max(0, self.limit - self.delivered - self._margin)
+        if self.limit is None:
+            return None
+        return max(0, self.limit - self.delivered - self.aside - self._margin)
 
     @property
     def overrun(self) -> bool:
         """Whether the running branch wrote more than the client asked for."""
-        return self.limit is not None and self._at_open + self._seen > self.limit
+        return self.limit is not None and self._at_open + self.aside + self._seen > self.limit
 
     @property
     def untaken(self) -> int:
@@ -149,5 +154,6 @@ class Meter:
                 return None
             prompt = max(0, self._branch_prompt - self._at_open)
         if final is not None and not rewritten:
-            return Usage(prompt, self._at_open + final.completion_tokens)
-        return Usage(prompt, self.delivered)
+            before = self._at_open + self._aside_at_open
+            return Usage(prompt, before + final.completion_tokens)
+        return Usage(prompt, self.delivered + self.aside)

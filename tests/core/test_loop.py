@@ -317,6 +317,23 @@ def test_a_continuation_may_only_write_the_tokens_that_are_left():
     assert 0 < opened.max_tokens < 10
 
 
+def test_reasoning_counts_against_the_limit_and_in_the_usage():
+    loop = loop_of(max_tokens=100)
+    loop.handle(PromptMetered(0, 10))
+    for _ in range(60):
+        loop.handle(PartArrived(0, {"reasoning": "Hm. "}, 1))
+    for text in ("One", ".", " Two", ".", " Three"):
+        loop.handle(TextArrived(0, text))
+    loop.handle(ReviewDone(0, KEEP))
+    [opened] = of(OpenBranch, loop.handle(ReviewDone(1, Verdict("2."))))
+    assert 30 < opened.max_tokens <= 40
+    loop.handle(PromptMetered(1, 14))
+    loop.handle(TextArrived(1, " 3."))
+    loop.handle(BranchEnded(1, "stop", Usage(14, 2)))
+    [finish] = of(Finish, loop.handle(ReviewDone(2, KEEP)))
+    assert finish.usage == Usage(10, 60 + 4 + 2)
+
+
 def test_a_replacement_longer_than_what_is_left_is_cut_at_a_word_and_ends_with_length():
     loop = loop_of(max_tokens=4)
     loop.handle(TextArrived(0, "Once upon.", 3))
