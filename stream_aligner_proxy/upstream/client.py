@@ -144,7 +144,8 @@ class HttpUpstream:
         try:
             response = await self._answer(exchange, refusals)
             told = {name: response.headers[name] for name in _RETURNED if name in response.headers}
-            frames = FrameStream(exchange, refusals)
+            choices = body.get("n") if isinstance(body, Mapping) else None
+            frames = FrameStream(exchange, refusals, choices or 1)
             whole: bytes | None = None
             if _is_json(response):
                 whole = await exchange.read_all(MAX_BODY_BYTES)

@@ -91,16 +91,17 @@ class WholeReply(ChunkStream):
 class FrameStream:
     """The frames of one relayed stream, each ending with a blank line.
 
-    Ends with `data: [DONE]`, which is added where the upstream omits it after a finish reason.
+    Ends with `data: [DONE]`, which is added where the upstream omits it after a finish reason of
+    each of the `choices`.
     """
 
-    def __init__(self, exchange: Exchange, refusals: Refusals) -> None:
+    def __init__(self, exchange: Exchange, refusals: Refusals, choices: int = 1) -> None:
         self._exchange = exchange
         self._refusals = refusals
         self._frames = SseFrames()
         self._ready: deque[bytes] = deque()
         self._error: UpstreamError | None = None
-        self._finished = False
+        self._unfinished = choices
         self.over = False
 
     def __aiter__(self) -> Self:
@@ -117,7 +118,9 @@ class FrameStream:
 
     async def _fill(self) -> None:
         try:
-            data = await self._exchange.read(_AFTER_FINISH_SECONDS if self._finished else None)
+            data = await self._exchange.read(
+                None if self._unfinished > 0 else _AFTER_FINISH_SECONDS
+            )
             if data is not None:
                 self._take(self._frames.feed(data))
             elif rest := self._frames.flush():
@@ -138,7 +141,7 @@ class FrameStream:
                 return
             if b'"error"' in frame:
                 self._check(frame)
-            self._finished = self._finished or _FINISHED.search(frame) is not None
+            self._unfinished -= len(_FINISHED.findall(frame))
             self._ready.append(frame)
             self.over = frame in (_DONE_FRAME, b"data:[DONE]\n\n")
 
@@ -153,7 +156,7 @@ class FrameStream:
         if self.over:
             return
         self.over = True
-        if self._finished:
+        if self._unfinished <= 0:
             self._ready.append(_DONE_FRAME)
         else:
             self._error = error or UpstreamGarbled(

@@ -13,6 +13,8 @@ from stream_aligner_proxy.core.errors import (
 )
 from stream_aligner_proxy.demo.script import Fault, Rule
 from stream_aligner_proxy.upstream.client import HttpUpstream
+from stream_aligner_proxy.upstream.rejections import Refusals
+from stream_aligner_proxy.upstream.streams import FrameStream
 from tests.upstream.test_client import REPLY, chat, scripted
 
 pytestmark = pytest.mark.anyio
@@ -78,6 +80,35 @@ async def test_faults_are_errors_and_never_leave_half_a_frame(
     for frame in frames:
         assert frame.endswith(b"\n\n")
         orjson.loads(frame[6:])
+
+
+class Bytes:
+    """An exchange that gives `pieces`, then ends; notes how long each read would wait."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = [*pieces]
+        self.waits: list[float | None] = []
+
+    async def read(self, at_most: float | None = None) -> bytes | None:
+        self.waits.append(at_most)
+        return self.pieces.pop(0) if self.pieces else None
+
+
+async def test_of_several_choices_each_must_finish() -> None:
+    ends = [
+        b'data: {"choices":[{"index":%d,"delta":{},"finish_reason":"stop"}]}\n\n' % number
+        for number in (0, 1)
+    ]
+    refusals = Refusals("main")
+    cut = FrameStream(Bytes(ends[0]), refusals, 2)
+    assert await anext(cut) == ends[0]
+    with pytest.raises(UpstreamGarbled):
+        await anext(cut)
+    exchange = Bytes(*ends)
+    got = [frame async for frame in FrameStream(exchange, refusals, 2)]
+    assert got == [*ends, b"data: [DONE]\n\n"]
+    assert exchange.waits[:2] == [None, None], "the second choice may take its time"
+    assert exchange.waits[2] is not None
 
 
 async def test_a_cancelled_relay_closes_the_connection_at_once() -> None:
