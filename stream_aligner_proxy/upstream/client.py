@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 import orjson
 
 from stream_aligner_proxy.core.errors import (
@@ -77,10 +77,10 @@ class HttpUpstream:
             raise ConfigError(f"upstreams.{name}.api_key: not a key that a header can carry")
         self._api_key = api_key
         self._timeouts = timeouts or Timeouts()
-        self._chat_url = httpx.URL(f"{self._base}/chat/completions")
-        self._client = httpx.AsyncClient(
+        self._chat_url = httpx2.URL(f"{self._base}/chat/completions")
+        self._client = httpx2.AsyncClient(
             timeout=self._timeouts.for_httpx(),
-            limits=httpx.Limits(
+            limits=httpx2.Limits(
                 max_connections=max_connections,
                 max_keepalive_connections=max_connections,
                 keepalive_expiry=_KEEPALIVE_SECONDS,
@@ -211,7 +211,7 @@ class HttpUpstream:
         )
         return Exchange(self._client, request, timeouts, self._name), refusals
 
-    async def _answer(self, exchange: Exchange, refusals: Refusals) -> httpx.Response:
+    async def _answer(self, exchange: Exchange, refusals: Refusals) -> httpx2.Response:
         """The answer, if it is a 200. Raises `UpstreamError`."""
         response = await exchange.send()
         if response.status_code == 200:
@@ -243,8 +243,8 @@ class HttpUpstream:
 
 def _checked_address(base_url: str, key: str) -> str:
     try:
-        url = httpx.URL(base_url)
-    except (httpx.InvalidURL, TypeError) as error:
+        url = httpx2.URL(base_url)
+    except (httpx2.InvalidURL, TypeError) as error:
         raise ConfigError(f"{key}: not an address") from error
     if url.scheme not in ("http", "https") or not url.host:
         raise ConfigError(f"{key}: must begin with http:// or https:// and name a host")
@@ -263,6 +263,6 @@ def _encode(body: Mapping[str, Any]) -> bytes:
         raise RequestError("the request holds what JSON cannot carry") from error
 
 
-def _is_json(response: httpx.Response) -> bool:
+def _is_json(response: httpx2.Response) -> bool:
     kind: str = response.headers.get("content-type", "")
     return kind.partition(";")[0].strip().lower() == "application/json"

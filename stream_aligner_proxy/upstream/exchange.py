@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-import httpx
+import httpx2
 
 from stream_aligner_proxy.core.errors import (
     UpstreamError,
@@ -30,9 +30,9 @@ class Timeouts:
     total: float = 1800.0
     ping: float = 3.0
 
-    def for_httpx(self) -> httpx.Timeout:
-        """Reading is timed here, not by httpx: its limit cannot change between first and next."""
-        return httpx.Timeout(
+    def for_httpx(self) -> httpx2.Timeout:
+        """Reading is timed here, not by httpx2: its limit cannot change between first and next."""
+        return httpx2.Timeout(
             connect=self.connect, read=None, write=self.between_chunks, pool=self.connect
         )
 
@@ -41,13 +41,13 @@ class Exchange:
     """One request and its answer, read by one task."""
 
     def __init__(
-        self, client: httpx.AsyncClient, request: httpx.Request, timeouts: Timeouts, upstream: str
+        self, client: httpx2.AsyncClient, request: httpx2.Request, timeouts: Timeouts, upstream: str
     ) -> None:
         self._client = client
         self._request = request
         self._timeouts = timeouts
         self._who = f"upstream {upstream!r}"
-        self._response: httpx.Response | None = None
+        self._response: httpx2.Response | None = None
         self._bytes: AsyncIterator[bytes] | None = None
         self._end = self._first = 0.0
         self._answered = False
@@ -57,7 +57,7 @@ class Exchange:
         """The answer's status, None before there is one."""
         return None if self._response is None else self._response.status_code
 
-    async def send(self) -> httpx.Response:
+    async def send(self) -> httpx2.Response:
         """Send the request; the answer's headers, whatever its status."""
         now = asyncio.get_running_loop().time()
         self._end = now + self._timeouts.total
@@ -67,7 +67,7 @@ class Exchange:
                 self._response = await self._client.send(self._request, stream=True)
         except TimeoutError as error:
             raise UpstreamTimeout(f"{self._who} did not answer in time") from error
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise self._failure(error) from error
         encoded = self._response.headers.get("content-encoding", "identity") != "identity"
         self._bytes = self._response.aiter_bytes() if encoded else self._response.aiter_raw()
@@ -86,7 +86,7 @@ class Exchange:
                 data = await anext(self._bytes, None)
         except TimeoutError as error:
             raise UpstreamTimeout(f"{self._who} stopped sending") from error
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise self._failure(error) from error
         self._answered = True
         return data
@@ -113,25 +113,27 @@ class Exchange:
     async def close(self) -> None:
         """Give the connection back if the answer was read to its end, else cut it."""
         if self._response is None:
-            return  # httpx closes what it was opening when `send` is cancelled
-        # httpcore shields this from cancellation.
+            return  # httpx2 closes what it was opening when `send` is cancelled
+        # httpcore2 shields this from cancellation.
         await self._response.aclose()
 
-    def _failure(self, error: httpx.HTTPError) -> UpstreamError:
+    def _failure(self, error: httpx2.HTTPError) -> UpstreamError:
         match error:
-            case httpx.PoolTimeout():
+            case httpx2.PoolTimeout():
                 return UpstreamError(
                     f"all connections to {self._who} are in use", status=503, code="overloaded"
                 )
-            case httpx.TimeoutException():
+            case httpx2.TimeoutException():
                 return UpstreamTimeout(f"{self._who} could not be reached in time")
-            case httpx.ConnectError():
+            case httpx2.ConnectError():
                 return UpstreamUnreachable(f"{self._who} cannot be reached")
-            case httpx.RemoteProtocolError() | httpx.DecodingError() if self._response is not None:
+            case httpx2.RemoteProtocolError() | httpx2.DecodingError() if (
+                self._response is not None
+            ):
                 return UpstreamGarbled(f"{self._who} broke off in the middle of its answer")
-            case httpx.NetworkError() if self._response is not None:
+            case httpx2.NetworkError() if self._response is not None:
                 return UpstreamUnreachable(f"the connection to {self._who} was lost")
-            case httpx.NetworkError() | httpx.RemoteProtocolError():
+            case httpx2.NetworkError() | httpx2.RemoteProtocolError():
                 return UpstreamUnreachable(f"{self._who} closed the connection without answering")
             case _:
                 return UpstreamError(f"the request to {self._who} failed ({type(error).__name__})")

@@ -64,6 +64,29 @@ def text(chunks: list[Chunk]) -> str:
     return "".join(chunk.text for chunk in chunks)
 
 
+@pytest.mark.parametrize("again", [None, 0, 1, 2])
+async def test_branches_cancelled_at_any_moment_give_their_places_back(again: int | None) -> None:
+    """Cancelled once, or `again` some steps later. A place lost for ever is a leak."""
+    places = 4
+    app = ScriptedUpstream(Script((Rule(REPLY),)))
+    async with serve(app) as address:
+        for steps in range(0, 60, 2 if again is None else 5):
+            # A new one, so that connecting is among the moments.
+            upstream = HttpUpstream("main", f"{address}/v1", timeouts=SHORT, max_connections=places)
+            tasks = [asyncio.create_task(collect(upstream, chat())) for _ in range(places)]
+            for pause in (steps, again):
+                for _ in range(pause or 0):
+                    await anyio.lowlevel.checkpoint()
+                if pause is not None:
+                    for task in tasks:
+                        task.cancel()
+            await asyncio.wait(tasks)
+            replies = await asyncio.gather(*(collect(upstream, chat()) for _ in range(places)))
+            assert [text(reply) for reply in replies] == [REPLY] * places, f"after {steps} steps"
+            await upstream.aclose()
+        await app.until(lambda a: a.running == 0, seconds=1)
+
+
 async def test_a_branch_gives_the_text_the_finish_reason_and_the_usage() -> None:
     async with scripted() as (upstream, app):
         chunks = await collect(upstream, chat())
