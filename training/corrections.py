@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from training.generate import Ids
-from training.packing import Example
+from training.packing import IGNORE, Example
 from training.tokenizer import ANSWER, END, EOS, KEEP, REVISION, SENTENCE, Coder
 from training.world.chat import Message, sample_conversation, sample_task, small_talk
 from training.world.judge import judge_reply, judge_step, sentences_of
@@ -33,8 +33,10 @@ class Mix:
     notes: float = 0.15
     sampled: float = 0.3
     extra: float = 0.5
+    keep_token: bool = True
     decision_weight: float = 4.0
     trunk_weight: float = 0.2
+    sentence_weight: float = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,18 +158,37 @@ def encode(reviewed: Reviewed, coder: Coder, mix: Mix) -> Example:
             ids = coder.data(sentence if i == 0 else " " + sentence)
             example.add(ids, weight=mix.trunk_weight)
             sees.append(len(example))
-    branches: list[tuple[int, Ids, Ids]] = []
-    for row in reviewed.rows:
-        asked = [coder.ids[SENTENCE], *coder.data(row.sentence), coder.ids[REVISION]]
-        branches.append((sees[row.at], asked, _answer(coder, row.correction, row.end)))
-    for reply, better in reviewed.whole:
-        asked = [coder.ids[ANSWER], *coder.data(reply), coder.ids[REVISION]]
-        branches.append((head, asked, _answer(coder, better)))
-    for branch, (seen, asked, answer) in enumerate(branches, 1):
-        example.add(asked, 0, branch, seen)
-        example.add(answer[:1], mix.decision_weight, branch, seen)
-        example.add(answer[1:], 1, branch, seen)
+    branches: list[tuple[int, str, str, str | None, bool]] = [
+        (sees[row.at], SENTENCE, row.sentence, row.correction, row.end) for row in reviewed.rows
+    ]
+    branches += [(head, ANSWER, reply, better, False) for reply, better in reviewed.whole]
+    for branch, (seen, kind, text, better, end) in enumerate(branches, 1):
+        written = coder.data(text)
+        # Without the keep token, an unchanged sentence is answered by itself.
+        again = better is None and not mix.keep_token and kind == SENTENCE
+        answer = _answer(coder, text if again else better, end)
+        flags = first_fault(written, None if better is None else answer)
+        example.add([coder.ids[kind]], 0, branch=branch, sees=seen)
+        # What should stand there is learnt up to the first fault; beyond it nothing is right.
+        expected = list(written)
+        if 1 in flags and (at := flags.index(1)) < len(answer):
+            expected[at] = answer[at]
+        weights = [0.0 if flag == IGNORE else mix.sentence_weight for flag in flags]
+        example.add(written, weights, branch=branch, sees=seen, flags=flags, targets=expected)
+        example.add([coder.ids[REVISION]], 0, branch=branch, sees=seen)
+        example.add(answer[:1], mix.decision_weight, branch=branch, sees=seen)
+        example.add(answer[1:], 1, branch=branch, sees=seen)
     return example
+
+
+def first_fault(written: Ids, better: Ids | None) -> list[int]:
+    """Flag the first token that is wrong; what comes after it is not said."""
+    if better is None:
+        return [0] * len(written)
+    pairs = zip(written, better, strict=False)
+    at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(written), len(better)))
+    at = min(at, len(written) - 1)
+    return [0] * at + [1] + [IGNORE] * (len(written) - at - 1)
 
 
 def _answer(coder: Coder, better: str | None, end: bool = False) -> Ids:

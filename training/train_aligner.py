@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.config import load_config
 from training.corrections import Mix, Reviewed, examples
-from training.engine import Optim, save, train
+from training.engine import Optim, grow, save, train
 from training.mistakes import read
 from training.packing import pack
 from training.tokenizer import Coder
@@ -33,6 +33,9 @@ class AlignerConfig:
     seed: int
     optim: Optim
     warmup_steps: int = 100
+    fault_weight: float = 1.0
+    early_weight: float = 0.0
+    grow: int = 0
     snapshot_every: int = 0
     mix: Mix = field(default_factory=Mix)
 
@@ -51,6 +54,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.base)
     model = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
     torch.manual_seed(config.seed)
+    if config.grow:
+        model = grow(model, config.grow)
     coder, optim = Coder(tokenizer), config.optim
     rng = stream("train", f"aligner-{config.name}", config.seed)
     if config.warmup_steps:
@@ -74,7 +79,14 @@ def main() -> None:
         save(model, tokenizer, out, {**record, "steps_done": step})
 
     losses = train(
-        model, batches, optim, name=config.name, every=config.snapshot_every, snapshot=snapshot
+        model,
+        batches,
+        optim,
+        name=config.name,
+        fault_weight=config.fault_weight,
+        early_weight=config.early_weight,
+        every=config.snapshot_every,
+        snapshot=snapshot,
     )
     record["final_loss"] = sum(losses[-50:]) / len(losses[-50:])
     save(model, tokenizer, args.out, record)
