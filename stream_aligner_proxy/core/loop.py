@@ -363,15 +363,12 @@ class AlignmentLoop:
             self._actions.append(CloseBranch(self._branch))
 
     def _finish(self, finish_reason: str, usage: Usage | None) -> None:
-        if usage is None and self._waiting:
-            # The branch had ended: it told what its prompt takes, and what was delivered, where
-            # nothing but its end was still waiting.
-            ended = self._waiting[-1]
-            reported = ended.usage if isinstance(ended, End) else None
-            if reported is not None:
-                self._meter.prompt(reported.prompt_tokens)
-                usage = reported if len(self._waiting) == 1 else None
-        total = self._meter.usage(usage, rewritten=self._rewritten)
+        rewritten = self._rewritten
+        if usage is None and self._waiting and isinstance(ended := self._waiting[-1], End):
+            # The branch has told its usage already; that of text still waiting is not delivered.
+            usage = ended.usage
+            rewritten = rewritten or len(self._waiting) > 1
+        total = self._meter.usage(usage, rewritten=rewritten)
         self._stop()
         self._actions.append(Finish(finish_reason, total, self.cost))
 

@@ -142,7 +142,7 @@ class Meter:
 
         `final` is the last branch's own report if that branch ran to its end; `rewritten` says
         that text of the last branch was changed, so its completion count is not what was
-        delivered.
+        delivered; but it tells how many tokens the arrived text really had.
         """
         if final is not None:
             self.prompt(final.prompt_tokens)
@@ -153,7 +153,10 @@ class Meter:
             if self._branch_prompt is None:
                 return None
             prompt = max(0, self._branch_prompt - self._at_open)
+        before = self._at_open + self._aside_at_open
         if final is not None and not rewritten:
-            before = self._at_open + self._aside_at_open
             return Usage(prompt, before + final.completion_tokens)
-        return Usage(prompt, self.delivered + self.aside)
+        text, aside = self.delivered - self._at_open, self.aside - self._aside_at_open
+        if final is not None and self._seen and final.completion_tokens > aside:
+            text = round(text * (final.completion_tokens - aside) / self._seen)
+        return Usage(prompt, before + text + aside)

@@ -3,6 +3,7 @@
 import time
 
 from stream_aligner_proxy.core.meter import Meter
+from stream_aligner_proxy.core.records import Usage
 
 
 def meter_of(limit: int, text: str, characters: int) -> Meter:
@@ -29,6 +30,19 @@ def test_a_text_without_white_space_is_cut_between_its_characters():
     cut = meter_of(700, text, 2).cut(text)
     assert len(cut) == 700
     assert text.startswith(cut)
+
+
+def test_usage_of_changed_text_follows_the_upstreams_count_where_a_delta_is_many_tokens():
+    meter = Meter(None)
+    meter.open_branch()
+    meter.arrived(40, 1)
+    meter.arrived(40, 1)
+    meter.delivered += meter.take(40)
+    meter.rewritten("x" * 40)
+    usage = meter.usage(Usage(5, 20), rewritten=True)
+    assert usage == Usage(5, 20)
+    meter.aside += 6
+    assert meter.usage(Usage(5, 26), rewritten=True) == Usage(5, 26)
 
 
 def test_a_word_that_fits_is_kept_whatever_white_space_follows_it():
