@@ -69,6 +69,7 @@ class Directory:
         self._clock = clock
         self._ttl = ttl
         self._lists: dict[str, Models] = {}
+        self._learnt: dict[str, ServedUpstream] = {}  # by a client's key: routed, never listed
         self._failures: dict[str, UpstreamError] = {}
         self._refreshed: float | None = None
         self._refreshes = 0
@@ -78,8 +79,11 @@ class Directory:
     def upstreams(self) -> tuple[ServedUpstream, ...]:
         return self._upstreams
 
-    async def pick(self, model: str) -> ServedUpstream:
-        """The upstream that serves `model`. Raises `ModelNotFound` or `UpstreamUnreachable`."""
+    async def pick(self, model: str, headers: Mapping[str, str] | None = None) -> ServedUpstream:
+        """The upstream that serves `model`. Raises `ModelNotFound` or `UpstreamUnreachable`.
+
+        `headers` are the client's, for upstreams that want its key.
+        """
         if found := self._owner(model):
             return found
         await self.refresh()
@@ -88,6 +92,8 @@ class Directory:
         if len(self._upstreams) == 1 and self._failures:
             # It cannot list its models (or not now): let it say itself what it thinks of the name.
             return self._upstreams[0]
+        if found := await self._owner_by_key(model, headers or {}):
+            return found
         down = [name for name, error in self._failures.items() if _is_down(error)]
         if down:
             raise UpstreamUnreachable(
@@ -159,6 +165,17 @@ class Directory:
     def _owner(self, model: str) -> ServedUpstream | None:
         for upstream in self._upstreams:
             if any(known["id"] == model for known in self._lists.get(upstream.name, ())):
+                return upstream
+        return self._learnt.get(model)
+
+    async def _owner_by_key(self, model: str, headers: Mapping[str, str]) -> ServedUpstream | None:
+        for upstream in self._upstreams:
+            try:
+                models = await self._of(upstream, headers)
+            except UpstreamError:
+                continue
+            if any(known["id"] == model for known in models):
+                self._learnt[model] = upstream
                 return upstream
         return None
 

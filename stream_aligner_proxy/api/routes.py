@@ -59,7 +59,7 @@ def routes(service: Service) -> APIRouter:
             headers=_forwarded(request),
             request_id=request_id_of(request.scope),
         )
-        upstream = await service.directory.pick(plan.request.model)
+        upstream = await service.directory.pick(plan.request.model, plan.request.headers)
         headers = _reply_headers(plan)
         if plan.mode is Mode.OFF:
             return RelayResponse(

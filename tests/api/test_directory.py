@@ -133,3 +133,17 @@ async def test_a_list_asked_with_a_clients_key_is_for_that_client_only() -> None
     assert [m["id"] for m in await directory.models({"authorization": "Bearer x"})] == ["private"]
     with pytest.raises(UpstreamRejected):
         await directory.models({})
+
+
+async def test_a_model_that_a_clients_key_shows_is_routed_beside_other_upstreams() -> None:
+    wants_key = UpstreamRejected("who?", status=502, code="upstream_credentials")
+    a, b = Listed("a", "one"), Listed("b", error=wants_key)
+    b.with_key = ["private"]
+    directory = Directory([a, b])
+    with pytest.raises(UpstreamUnreachable):
+        await directory.pick("private")
+    assert await directory.pick("private", {"authorization": "Bearer x"}) is b
+    asked = b.asked
+    assert await directory.pick("private", {"authorization": "Bearer x"}) is b
+    assert b.asked == asked
+    assert [model["id"] for model in await directory.models({})] == ["one"]
