@@ -117,6 +117,10 @@ class KV:
             ]
         return KV(layers, torch.arange(len(index))[None, :])
 
+    def copy(self) -> "KV":
+        """The same in memory of its own."""
+        return KV([(k.clone(), v.clone()) for k, v in self.layers()], self.slots.clone())
+
 
 def join(parts: Sequence[KV]) -> KV:
     """One cache of all the rows of `parts`, in order; shorter ones get empty slots at their end."""
@@ -180,7 +184,9 @@ class Prefixes:
     def remember(self, prompt: tuple[int, ...], kv: KV, row: int) -> None:
         if len(prompt) > self._room or prompt in self._entries:
             return
-        self._entries[prompt] = kv.prefix(row, len(prompt))
+        kept = kv.prefix(row, len(prompt))
+        # A view of one row would hold the memory of all of them.
+        self._entries[prompt] = kept.copy() if len(kv.slots) > 1 else kept
         self._held += len(prompt)
         while self._held > self._room:
             ids, _ = self._entries.popitem(last=False)
