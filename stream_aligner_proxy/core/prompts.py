@@ -277,14 +277,25 @@ def _cut(
 
 
 def _cut_committed(text: str, count: CountTokens, room: int) -> str:
-    """The last whole sentences of `text` that fit in `room` tokens."""
-    kept: list[str] = []
+    """The last whole sentences of `text` that fit in `room` tokens, or a little less.
+
+    The cut stays where it is while up to a quarter is added, and then moves on by that much: a
+    prompt that began elsewhere with each sentence would find nothing of the last one in the cache.
+    """
+    start = len(text)
+    ends: list[int] = []
     for sentence in reversed(split(text)):
         room -= count(Segment(sentence.text))
         if room < 0:
             break
-        kept.append(sentence.text)
-    return "".join(reversed(kept)).lstrip()
+        ends.append(start)
+        start -= len(sentence.text)
+    if start == 0 or not ends:
+        return text[start:].lstrip()
+    step = 1 << max((len(text) - start).bit_length() - 3, 0)
+    stays = -(-start // step) * step
+    start = next((at for at in (start, *reversed(ends)) if at >= stays), start)
+    return text[start:].lstrip()
 
 
 def _cut_head(text: str, count: CountTokens, room: int) -> str:

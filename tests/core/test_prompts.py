@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import assume, given
@@ -313,7 +314,18 @@ def test_short_talk_leaves_its_share_to_the_committed_text() -> None:
     review = Review((Turn("user", "Go on."),), "Said so. " * 100, "Ok.")
     fitted = fit(review, PROFILES["compact"], characters, 400)
     assert fitted.conversation == review.conversation
-    assert len(fitted.committed) > 350
+    assert len(fitted.committed) > 270
+
+
+def test_the_cut_stays_in_place_while_the_reply_grows() -> None:
+    """So that the aligner finds most of a prompt in its cache."""
+    said = [f"Sentence number {number} of it all. " for number in range(200)]
+    starts = []
+    for number in range(50, 200):
+        review = Review((Turn("user", "Go on."),), "".join(said[:number]), said[number].strip())
+        starts.append(fit(review, PROFILES["compact"], characters, 1000).committed[:24])
+    assert len(set(starts)) < 40
+    assert sum(a == b for a, b in pairwise(starts)) > 0.7 * len(starts)
 
 
 def test_the_question_survives_an_assistant_turn_after_it() -> None:
