@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from training.generate import Ids
-from training.packing import IGNORE, Example
+from training.packing import Example
 from training.tokenizer import ANSWER, END, EOS, KEEP, REVISION, SENTENCE, Coder
 from training.world.chat import Message, sample_conversation, sample_task, small_talk
 from training.world.judge import judge_reply, judge_step, sentences_of
@@ -36,7 +36,6 @@ class Mix:
     keep_token: bool = True
     decision_weight: float = 4.0
     trunk_weight: float = 0.2
-    sentence_weight: float = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,32 +162,14 @@ def encode(reviewed: Reviewed, coder: Coder, mix: Mix) -> Example:
     ]
     branches += [(head, ANSWER, reply, better, False) for reply, better in reviewed.whole]
     for branch, (seen, kind, text, better, end) in enumerate(branches, 1):
-        written = coder.data(text)
         # Without the keep token, an unchanged sentence is answered by itself.
         again = better is None and not mix.keep_token and kind == SENTENCE
         answer = _answer(coder, text if again else better, end)
-        flags = first_fault(written, None if better is None else answer)
-        example.add([coder.ids[kind]], 0, branch=branch, sees=seen)
-        # What should stand there is learnt up to the first fault; beyond it nothing is right.
-        expected = list(written)
-        if 1 in flags and (at := flags.index(1)) < len(answer):
-            expected[at] = answer[at]
-        weights = [0.0 if flag == IGNORE else mix.sentence_weight for flag in flags]
-        example.add(written, weights, branch=branch, sees=seen, flags=flags, targets=expected)
-        example.add([coder.ids[REVISION]], 0, branch=branch, sees=seen)
+        asked = [coder.ids[kind], *coder.data(text), coder.ids[REVISION]]
+        example.add(asked, 0, branch=branch, sees=seen)
         example.add(answer[:1], mix.decision_weight, branch=branch, sees=seen)
         example.add(answer[1:], 1, branch=branch, sees=seen)
     return example
-
-
-def first_fault(written: Ids, better: Ids | None) -> list[int]:
-    """Flag the first token that is wrong; what comes after it is not said."""
-    if better is None:
-        return [0] * len(written)
-    pairs = zip(written, better, strict=False)
-    at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(written), len(better)))
-    at = min(at, len(written) - 1)
-    return [0] * at + [1] + [IGNORE] * (len(written) - at - 1)
 
 
 def _answer(coder: Coder, better: str | None, end: bool = False) -> Ids:

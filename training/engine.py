@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import shutil
@@ -47,9 +46,6 @@ class Optim:
     length: int = 384
 
 
-EARLY_CAP = 0.2
-
-
 class TrainingDiverged(Exception):
     """The loss is not a number any more."""
 
@@ -73,19 +69,6 @@ def build_model(shape: Shape, tokenizer: Any, seed: int) -> Any:
     return LlamaForCausalLM(config)
 
 
-def grow(model: Any, layers: int) -> Any:
-    """Return the model with `layers` more on top, which at first change nothing."""
-    config = copy.deepcopy(model.config)
-    config.num_hidden_layers += layers
-    taller = type(model)(config)
-    taller.load_state_dict(model.state_dict(), strict=False)
-    with torch.no_grad():
-        for layer in taller.model.layers[-layers:]:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-    return taller
-
-
 def learning_rate(step: int, optim: Optim) -> float:
     """Return the learning rate of a step: linear warm-up, then cosine."""
     if step < optim.warmup:
@@ -101,26 +84,18 @@ def train(
     *,
     name: str,
     compiled: bool = True,
-    fault_weight: float = 0.0,
-    early_weight: float = 0.0,
     every: int = 0,
     snapshot: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Train for `optim.steps` steps and return the loss of each. Raises `TrainingDiverged`.
 
-    With `fault_weight`, a linear probe on the last layer but one learns to point at the first wrong
-    token of a sentence (`Batch.flags`). The probe is thrown away; what stays is that the fault is
-    known one layer before the model has to decide. With `early_weight`, the tokens are learnt from
-    two layers before the last as well, so that what should stand there is known before it is
-    compared with what does. `snapshot` is called with the number of
-    steps done, after each `every` steps.
+    `snapshot` is called with the number of steps done, after each `every` steps.
     """
     decay = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
-    probe = torch.nn.Linear(model.config.hidden_size, 1)
     groups: list[dict[str, Any]] = [
         {"params": decay, "weight_decay": optim.weight_decay},
-        {"params": [*plain, *probe.parameters()]},
+        {"params": plain},
     ]
     adam = torch.optim.AdamW(
         groups,
@@ -132,7 +107,6 @@ def train(
     forward = torch.compile(model) if compiled else model
     model.train()
     losses: list[float] = []
-    faults: list[float] = [0.0]
     tokens, started = 0, time.monotonic()
     with tqdm(total=optim.steps, desc=name, unit="step", mininterval=5) as bar:
         for step in range(optim.steps):
@@ -140,33 +114,18 @@ def train(
             for group in adam.param_groups:
                 group["lr"] = learning_rate(step, optim)
             with torch.autocast("cpu", torch.bfloat16):
-                out = forward(
+                logits = forward(
                     input_ids=batch.ids,
                     position_ids=batch.positions,
                     attention_mask=batch.mask,
                     use_cache=False,
-                    output_hidden_states=fault_weight + early_weight > 0,
-                )
+                ).logits
             wanted = batch.labels != IGNORE
             each = torch.nn.functional.cross_entropy(
-                out.logits[wanted].float(), batch.labels[wanted], reduction="none"
+                logits[wanted].float(), batch.labels[wanted], reduction="none"
             )
             worth = batch.weights[wanted]
             loss = (each * worth).sum() / worth.sum()
-            if early_weight:
-                known = model.lm_head(model.model.norm(out.hidden_states[-3][wanted])).float()
-                soon = torch.nn.functional.cross_entropy(
-                    known, batch.labels[wanted], reduction="none"
-                )
-                # Decisions weigh more than text and cannot be made so early: cap them.
-                even = worth.clamp(max=EARLY_CAP)
-                loss = loss + early_weight * (soon * even).sum() / even.sum()
-            if fault_weight:
-                said = batch.flags != IGNORE
-                guess = probe(out.hidden_states[-2][said].float())[:, 0]
-                fault = _fault_loss(guess, batch.flags[said].float())
-                loss = loss + fault_weight * fault
-                faults.append(fault.item())
             value = loss.item()
             if not math.isfinite(value):
                 raise TrainingDiverged(
@@ -182,21 +141,9 @@ def train(
             tokens += batch.ids.numel()
             recent = losses[-50:]
             speed = tokens / (time.monotonic() - started)
-            fault_now = faults[-50:]
-            bar.set_postfix(
-                loss=f"{sum(recent) / len(recent):.4f}",
-                fault=f"{sum(fault_now) / len(fault_now):.4f}",
-                tok_s=f"{speed:.0f}",
-            )
+            bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", tok_s=f"{speed:.0f}")
             bar.update()
     return losses
-
-
-def _fault_loss(guess: torch.Tensor, flags: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy in which the rare wrong tokens count as much as a few right ones each."""
-    return torch.nn.functional.binary_cross_entropy_with_logits(
-        guess, flags, pos_weight=torch.tensor(5.0)
-    )
 
 
 def code_version() -> str:

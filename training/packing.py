@@ -22,33 +22,16 @@ class Example:
 
     ids: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
-    targets: list[int] = field(default_factory=list)
-    flags: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     branch: list[int] = field(default_factory=list)
     sees: list[int] = field(default_factory=list)
 
-    def add(
-        self,
-        ids: list[int],
-        weight: float | list[float],
-        *,
-        branch: int = 0,
-        sees: int = 0,
-        flags: list[int] | None = None,
-        targets: list[int] | None = None,
-    ) -> None:
-        """Append tokens to a branch; `weight` 0 means that they are not to be learnt.
-
-        `targets` are the tokens to learn where they differ from those that stand there; `flags`
-        says of each token whether it is right (0) or wrong (1), or not said (`IGNORE`).
-        """
+    def add(self, ids: list[int], weight: float, *, branch: int = 0, sees: int = 0) -> None:
+        """Append tokens to a branch; `weight` 0 means that they are not to be learnt."""
         mine = [p for p, b in zip(self.positions, self.branch, strict=True) if b == branch]
         start = mine[-1] + 1 if mine else sees
         self.ids += ids
-        self.weights += weight if isinstance(weight, list) else [weight] * len(ids)
-        self.targets += ids if targets is None else targets
-        self.flags += [IGNORE] * len(ids) if flags is None else flags
+        self.weights += [weight] * len(ids)
         self.positions += range(start, start + len(ids))
         self.branch += [branch] * len(ids)
         self.sees += [sees] * len(ids)
@@ -64,7 +47,6 @@ class Batch:
     ids: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor
-    flags: torch.Tensor
     positions: torch.Tensor
     mask: torch.Tensor
 
@@ -73,8 +55,7 @@ def collate(rows: list[list[Example]], length: int, pad: int) -> Batch:
     """Lay out packed rows as tensors. Labels are shifted: label[t] is what token t must predict."""
     shape = (len(rows), length)
     ids = torch.full(shape, pad)
-    labels, flags = torch.full(shape, IGNORE), torch.full(shape, IGNORE)
-    weights = torch.zeros(shape)
+    labels, weights = torch.full(shape, IGNORE), torch.zeros(shape)
     positions, doc = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
     branch, sees = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     for r, row in enumerate(rows):
@@ -82,7 +63,6 @@ def collate(rows: list[list[Example]], length: int, pad: int) -> Batch:
         for d, example in enumerate(row):
             span = slice(at, at + len(example))
             ids[r, span] = torch.tensor(example.ids)
-            flags[r, span] = torch.tensor(example.flags)
             positions[r, span] = torch.tensor(example.positions)
             doc[r, span] = d
             branch[r, span] = torch.tensor(example.branch)
@@ -90,7 +70,7 @@ def collate(rows: list[list[Example]], length: int, pad: int) -> Batch:
             # A token predicts the next one of its own branch only.
             within = [a == b for a, b in zip(example.branch, example.branch[1:], strict=False)]
             worth = [w * s for w, s in zip(example.weights[1:], within, strict=True)]
-            nexts = [y if w else IGNORE for y, w in zip(example.targets[1:], worth, strict=True)]
+            nexts = [y if w else IGNORE for y, w in zip(example.ids[1:], worth, strict=True)]
             labels[r, at : at + len(example) - 1] = torch.tensor(nexts)
             weights[r, at : at + len(example) - 1] = torch.tensor(worth)
             at += len(example)
@@ -99,7 +79,7 @@ def collate(rows: list[list[Example]], length: int, pad: int) -> Batch:
     same_branch = branch[:, :, None] == branch[:, None, :]
     trunk = (branch[:, None, :] == 0) & (positions[:, None, :] < sees[:, :, None])
     mask = causal & same_doc & (same_branch | trunk)
-    return Batch(ids, labels, weights, flags, positions, mask[:, None])
+    return Batch(ids, labels, weights, positions, mask[:, None])
 
 
 def pack(examples: Iterable[Example], rows: int, length: int, pad: int) -> Iterator[Batch]:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.config import load_config
 from training.corrections import Mix, Reviewed, examples
-from training.engine import Optim, grow, save, train
+from training.engine import Optim, save, train
 from training.mistakes import read
 from training.packing import pack
 from training.tokenizer import Coder
@@ -33,9 +33,6 @@ class AlignerConfig:
     seed: int
     optim: Optim
     warmup_steps: int = 100
-    fault_weight: float = 1.0
-    early_weight: float = 0.0
-    grow: int = 0
     snapshot_every: int = 0
     mix: Mix = field(default_factory=Mix)
 
@@ -54,8 +51,6 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.base)
     model = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
     torch.manual_seed(config.seed)
-    if config.grow:
-        model = grow(model, config.grow)
     coder, optim = Coder(tokenizer), config.optim
     rng = stream("train", f"aligner-{config.name}", config.seed)
     if config.warmup_steps:
@@ -83,8 +78,6 @@ def main() -> None:
         batches,
         optim,
         name=config.name,
-        fault_weight=config.fault_weight,
-        early_weight=config.early_weight,
         every=config.snapshot_every,
         snapshot=snapshot,
     )
