@@ -24,7 +24,7 @@ def stages(work: Path, quick: bool) -> list[tuple[str, Path, list[str]]]:
     """Return each stage's name, what it makes, and its command after `python -m`."""
     short = ["--steps", str(QUICK_STEPS)] if quick else []
     upstream, base, aligner = work / "upstream", work / "aligner-base", work / "aligner"
-    mistakes, count = work / "mistakes.jsonl", "200" if quick else "3000"
+    mistakes, count = work / "mistakes.jsonl", "6" if quick else "3000"
 
     def config(name: str) -> list[str]:
         return ["--config", str(CONFIGS / f"demo-{name}.yaml")]

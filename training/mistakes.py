@@ -74,7 +74,7 @@ def collect(upstream: Writer, seed: int, count: int, notes: float) -> list[Revie
     """Run `count` train conversations through the loop at each temperature in turn."""
     rng = stream("train", "mistakes", seed)
     found: list[Reviewed | None] = []
-    each = 200
+    each = min(200, count)
     for at in tqdm(range(0, count, each), desc="mistakes", unit="batch"):
         talks = [sample_conversation(rng, "train", notes=notes) for _ in range(each)]
         temperature = TEMPERATURES[at // each % len(TEMPERATURES)]
