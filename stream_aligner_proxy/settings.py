@@ -153,6 +153,8 @@ class AlignmentSettings(Section):
     lookahead: Annotated[int, Field(ge=1)] = _POLICY.lookahead
     review_ahead: Annotated[int, Field(ge=1)] = _POLICY.review_ahead
     max_continuations: Annotated[int, Field(ge=0)] = _POLICY.max_continuations
+    max_sentence_chars: Annotated[int, Field(ge=16)] = _POLICY.max_sentence_chars
+    max_whole_chars: Annotated[int, Field(ge=16)] = _POLICY.max_whole_chars
     fail_open: bool = _POLICY.fail_open
     review_code: bool = _POLICY.review_code
     structured_output: Literal["pass", "refuse"] = "pass"
@@ -164,6 +166,8 @@ class AlignmentSettings(Section):
             lookahead=self.lookahead,
             review_ahead=self.review_ahead,
             max_continuations=self.max_continuations,
+            max_sentence_chars=self.max_sentence_chars,
+            max_whole_chars=self.max_whole_chars,
             fail_open=self.fail_open,
             review_code=self.review_code,
         )

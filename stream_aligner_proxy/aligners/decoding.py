@@ -91,9 +91,10 @@ class Decoder:
 
     `ends`: the token ids that end an output. `keep`: the id a profile uses to say "unchanged"; it
     is what the first pass proposes, so that a kept sentence costs one pass over its prompt and one
-    token. `pass_cost`: what a pass costs beside its tokens, in tokens (see `best_width`); it
-    decides how much is proposed at once. `method="greedy"` proposes nothing: the plain reference,
-    for tests and benchmarks.
+    token. A checkpoint that leaves sentences unchanged by repeating them is found out, and then the
+    first pass proposes the draft: one pass again. `pass_cost`: what a pass costs beside its tokens,
+    in tokens (see `best_width`); it decides how much is proposed at once. `method="greedy"`
+    proposes nothing: the plain reference, for tests and benchmarks.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Decoder:
         self._method = method
         self._prefixes = prefixes
         self._pass_cost = pass_cost
+        self._said_keep = self._repeated = 0  # how unchanged sentences were answered so far
 
     @torch.inference_mode()
     def begin(self, rows: Sequence[Row]) -> Batch:
@@ -141,6 +143,9 @@ class Decoder:
             accepted = self._accept(lane, proposal, chosen[number], best[number].tolist())
             batch.kv.slots[number, start + accepted :] = NOTHING
         finished = [lane.row for lane in lanes if lane.row.finished]
+        for row in finished:
+            self._said_keep += row.output[:1] == [self._keep]
+            self._repeated += tuple(row.output) == row.draft
         batch.keep([lane.row for lane in lanes if not lane.row.finished])
         return finished
 
@@ -149,7 +154,7 @@ class Decoder:
         if self._method == "greedy":
             return []
         room = row.max_new - len(row.output) - 1
-        if self._keep is not None and not row.output:
+        if self._keep is not None and not row.output and self._said_keep >= self._repeated:
             return [self._keep][:room]
         return lane.cursor.propose(room)
 
@@ -157,8 +162,10 @@ class Decoder:
         """Cut the proposals to the width that pays; rows share it, since a pass is a rectangle."""
         if not any(proposals):
             return proposals
-        first = self._keep is not None and not lanes[0].row.output
-        odds = [(1.0, 1.0) if first else lane.cursor.odds() for lane in lanes]
+        odds = [
+            (1.0, 1.0) if proposal[:1] == [self._keep] else lane.cursor.odds()
+            for lane, proposal in zip(lanes, proposals, strict=True)
+        ]
         pending = max(len(lane.pending) for lane in lanes)
         width = best_width(odds, list(map(len, proposals)), pending, self._pass_cost)
         return [proposal[:width] for proposal in proposals]
@@ -185,8 +192,7 @@ class Decoder:
             if accepted == len(proposal) or token != proposal[accepted]:
                 break
             accepted += 1
-        if self._keep is not None and len(row.output) == accepted + 1 and proposal:
-            # The first pass of a profile with a keep token: the proposal was not the draft.
+        if proposal[:1] == [self._keep]:  # not the draft: data never holds this id
             if accepted:
                 lane.cursor = DraftCursor(())
             else:

@@ -157,7 +157,7 @@ class Directory:
         """One upstream's list; asked with the client's own key where it wants one, and then not
         remembered, for another client may not see the same."""
         failure = self._failures.get(upstream.name)
-        wants_key = failure is not None and failure.code == "upstream_credentials"
+        wants_key = failure is not None and failure.status in (401, 403)
         if wants_key and "authorization" in headers:
             return [m for m in await upstream.models(headers) if isinstance(m.get("id"), str)]
         return self._lists.get(upstream.name, [])

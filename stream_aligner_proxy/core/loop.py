@@ -236,10 +236,13 @@ class AlignmentLoop:
             self._leave(unit, "unreviewed")
         elif unit.verdict is None:
             return False
-        elif unit.verdict.replacement is None:
-            self._leave(unit, "keep", unit.verdict.end)
         else:
-            self._replace(unit, unit.verdict.replacement.strip(), unit.verdict.end)
+            replacement, end = unit.verdict.replacement, unit.verdict.end
+            # The same text, whitespace apart, is no change, whatever the aligner calls it.
+            if replacement is None or (new := replacement.strip()) == unit.core:
+                self._leave(unit, "keep", end)
+            else:
+                self._replace(unit, new, end)
         return True
 
     def _leave(self, unit: Unit, outcome: Outcome, end: bool = False) -> None:

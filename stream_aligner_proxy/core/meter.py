@@ -64,8 +64,14 @@ class Meter:
 
     @property
     def overrun(self) -> bool:
-        """Whether the running branch wrote more than the client asked for."""
-        return self.limit is not None and self._at_open + self.aside + self._seen > self.limit
+        """Whether the running branch wrote more than the client asked for.
+
+        The first branch was asked for no more than that: there, tokens guessed from the number of
+        deltas are no reason to cut it short.
+        """
+        if self.limit is None or (self._branches == 1 and self._branch_prompt is None):
+            return False
+        return self._at_open + self.aside + self._seen > self.limit
 
     @property
     def untaken(self) -> int:

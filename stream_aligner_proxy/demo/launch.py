@@ -38,7 +38,8 @@ def demo_settings(base_url: str) -> Settings:
         {
             "upstreams": [{"name": "demo", "base_url": base_url, "dialect": "vllm"}],
             "aligner": {"backend": "transformers", "path": str(MODELS / "aligner"), "threads": 1},
-            "alignment": {"mode": "stream", "allow_override": True},
+            # The embedded aligner's window is small: 1,024 tokens for prompt and revision.
+            "alignment": {"mode": "stream", "max_sentence_chars": 400, "max_whole_chars": 4000},
         }
     )
 

@@ -231,14 +231,13 @@ class HttpUpstream:
         }
         if request_id and _sendable(request_id):
             sent["x-request-id"] = request_id
-        own_key = "authorization" in sent
         if self._api_key:
             sent["authorization"] = f"Bearer {self._api_key}"
         secret = sent.get("authorization", "").removeprefix("Bearer ")
         secrets = (secret,) if len(secret) >= _MIN_SECRET_CHARS else ()
         sent["accept"] = "text/event-stream" if stream else "application/json"
         sent["content-type"] = "application/json"
-        return sent, Refusals(self._name, own_key, secrets)
+        return sent, Refusals(self._name, self._api_key is not None, secrets)
 
 
 def _checked_address(base_url: str, key: str) -> str:

@@ -23,12 +23,12 @@ _HEADERS = ("retry-after", "retry-after-ms", "x-should-retry", "x-request-id")
 class Refusals:
     """Makes the errors of one exchange.
 
-    `upstream` is its configured name; `own_key` tells that the request carried the client's own
-    key; `secrets` are blotted out wherever an upstream quotes them.
+    `upstream` is its configured name; `proxy_key` tells that the request carried the proxy's key,
+    not the client's; `secrets` are blotted out wherever an upstream quotes them.
     """
 
     upstream: str
-    own_key: bool = False
+    proxy_key: bool = False
     secrets: tuple[str, ...] = ()
 
     def from_status(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamRejected:
@@ -48,7 +48,7 @@ class Refusals:
     def _error(
         self, status: int, details: Mapping[str, Any], headers: dict[str, str]
     ) -> UpstreamRejected:
-        if status in _CREDENTIALS and not self.own_key:
+        if status in _CREDENTIALS and self.proxy_key:
             return UpstreamRejected(
                 f"upstream {self.upstream!r} refused the proxy's credentials",
                 status=502,

@@ -130,6 +130,23 @@ def test_a_keep_token_changes_how_many_passes_it_takes_and_nothing_else(case: Ca
         assert first.passes == 1
 
 
+def test_a_model_that_repeats_unchanged_sentences_gets_the_draft_proposed_first() -> None:
+    network = model("llama", VOCABULARY, 0)
+    prompt = tuple(range(20, 40))
+    output = plain_greedy(network, prompt, frozenset(), 12)
+    end = output[-1]
+    length = output.index(end) + 1
+    assert KEEP not in output
+    decoder = Decoder(Network(network), frozenset({end}), keep=KEEP)
+    passes = []
+    for _ in range(3):
+        row = Row(prompt, tuple(output[:length]), 30)
+        finish(decoder, decoder.begin([row]))
+        assert row.output == output[:length]
+        passes.append(row.passes)
+    assert passes == [2, 1, 1]
+
+
 @quick
 @given(cases, st.randoms(use_true_random=False))
 def test_rows_that_join_and_leave_in_between_change_nothing(case: Case, rng: random.Random) -> None:

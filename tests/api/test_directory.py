@@ -126,7 +126,7 @@ async def test_no_list_at_all_is_the_upstreams_error_unless_it_has_no_such_route
 
 
 async def test_a_list_asked_with_a_clients_key_is_for_that_client_only() -> None:
-    wants_key = UpstreamRejected("who?", status=502, code="upstream_credentials")
+    wants_key = UpstreamRejected("who?", status=401)
     a = Listed("a", error=wants_key)
     a.with_key = ["private"]
     directory = Directory([a])
@@ -136,7 +136,7 @@ async def test_a_list_asked_with_a_clients_key_is_for_that_client_only() -> None
 
 
 async def test_a_model_that_a_clients_key_shows_is_routed_beside_other_upstreams() -> None:
-    wants_key = UpstreamRejected("who?", status=502, code="upstream_credentials")
+    wants_key = UpstreamRejected("who?", status=401)
     a, b = Listed("a", "one"), Listed("b", error=wants_key)
     b.with_key = ["private"]
     directory = Directory([a, b])

@@ -87,6 +87,15 @@ def test_reviews_made_ahead_assume_that_what_waits_is_kept_and_are_dropped_when_
     assert loop.committed == "1."
 
 
+def test_a_replacement_that_changes_nothing_is_a_keep():
+    loop = loop_of()
+    loop.handle(TextArrived(0, "One. T"))
+    actions = loop.handle(ReviewDone(0, Verdict(" One.\n")))
+    assert of(Deliver, actions)[0].unit.outcome == "keep"
+    assert not of(OpenBranch, actions)
+    assert loop.cost.corrections == 0
+
+
 def test_verdicts_commit_in_order_whatever_order_they_come_in():
     loop = loop_of(Policy(review_ahead=3))
     loop.handle(TextArrived(0, "One. Two. Three. F"))
@@ -358,8 +367,15 @@ def test_what_is_not_reviewed_counts_against_the_limit_behind_a_longer_text(rest
     assert not loop.committed.endswith(("h", "."))
 
 
+def test_guessed_counts_do_not_cut_the_first_branch_short():
+    loop = loop_of(max_tokens=3)
+    for letter in "a b c d":
+        assert not of(CloseBranch, loop.handle(TextArrived(0, letter)))
+
+
 def test_an_upstream_that_ignores_the_limit_is_stopped_at_it():
     loop = loop_of(max_tokens=3)
+    loop.handle(PromptMetered(0, 5))
     loop.handle(TextArrived(0, "a", 2))
     loop.handle(TextArrived(0, " b", 1))
     actions = loop.handle(TextArrived(0, " c", 1))

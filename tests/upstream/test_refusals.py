@@ -34,9 +34,9 @@ def test_refused_credentials_are_the_clients_business_only_if_they_were_its_own(
     status: int,
 ) -> None:
     body = {"error": {"message": "bad key sk-proxy-secret"}}
-    theirs = refuse(status, body, own_key=True, secrets=("sk-proxy-secret",))
+    theirs = refuse(status, body, secrets=("sk-proxy-secret",))
     assert (theirs.status, theirs.message) == (status, "bad key [redacted]")
-    ours = refuse(status, body)
+    ours = refuse(status, body, proxy_key=True)
     assert ours.status == 502
     assert ours.message == "upstream 'main' refused the proxy's credentials"
 
