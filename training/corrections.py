@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from training.generate import Ids
 from training.packing import Example
 from training.tokenizer import ANSWER, END, EOS, KEEP, REVISION, SENTENCE, Coder
-from training.world.babble import babble
 from training.world.chat import Message, sample_conversation, sample_task, small_talk
 from training.world.judge import judge_reply, judge_step, sentences_of
 from training.world.problems import Problem
@@ -32,7 +31,6 @@ class Mix:
     careless: float = 0.5
     whole: float = 0.17
     notes: float = 0.15
-    babble: float = 0.1
     sampled: float = 0.3
     extra: float = 0.5
     keep_token: bool = True
@@ -125,18 +123,8 @@ def _talk(rng: random.Random) -> Reviewed:
     return Reviewed(({"role": "user", "content": asked},), parts, rows)
 
 
-def _babble(rng: random.Random) -> Reviewed:
-    """A conversation about anything else: kept as it is."""
-    said = tuple(babble(rng) for _ in range(rng.randint(1, 5)))
-    rows = tuple(Row(at, text, None) for at, text in enumerate(said))
-    whole = ((" ".join(said), None),) if rng.random() < 0.2 else ()
-    return Reviewed(({"role": "user", "content": babble(rng)},), said, rows, whole)
-
-
 def synthetic(rng: random.Random, mix: Mix) -> Reviewed:
     """Draw one conversation of the train split with reviews made by rule."""
-    if rng.random() < mix.babble:
-        return _babble(rng)
     talk = sample_conversation(rng, "train", notes=mix.notes)
     if isinstance(talk.task, Problem):
         return _problem(talk.task, talk.messages, rng, mix)
