@@ -11,6 +11,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,11 +117,13 @@ class Engine:
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
         steppers: dict[Job, _Stepper] = {}
+        remembered = _Prefixes()
         while True:
             with self._changed:
                 for job in [job for job in self._jobs if job.cancelled or self._closing]:
                     self._jobs.remove(job)
-                    steppers.pop(job, None)
+                    if left := steppers.pop(job, None):
+                        remembered.put(left)
                 if self._closing:
                     return
                 now = time.monotonic()
@@ -134,11 +137,12 @@ class Engine:
                     continue
                 if job not in steppers:
                     steppers[job] = _Stepper(self._model, self.tokens, self._stop_ids, job)
+                    remembered.use(steppers[job])
                 piece = self._step(steppers[job])
                 if piece.finish is not None:
                     with self._changed:
                         self._jobs.remove(job)
-                    del steppers[job]
+                    remembered.put(steppers.pop(job))
                 if piece.text or piece.finish is not None:
                     job.deliver(piece)
                 # From when it was due, so that a late step does not lower the pace.
@@ -159,9 +163,10 @@ class _Stepper:
         self._model = model
         self._stop_ids = stop_ids
         self._sampling = job.sampling
-        self._next = job.prompt
+        self.todo = list(job.prompt)  # ids not yet in the cache
+        self.seen: list[int] = []  # ids in the cache
         new_cache: Any = DynamicCache
-        self._cache = new_cache(config=model.config)
+        self.cache = new_cache(config=model.config)
         self._decoder: TextDecoder = tokens.decoder()
         self._stops = StopScanner(job.sampling.stop)
         seed = secrets.randbits(63) if job.sampling.seed is None else job.sampling.seed
@@ -172,14 +177,15 @@ class _Stepper:
     def step(self) -> Piece:
         """Generate one token."""
         output = self._model(
-            input_ids=torch.tensor([self._next]),
-            past_key_values=self._cache,
+            input_ids=torch.tensor([self.todo]),
+            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
         )
         token = pick(output.logits[0, -1], self._sampling, self._dice)
         self.count += 1
-        self._next = [token]
+        self.seen += self.todo
+        self.todo = [token]
         over = token in self._stop_ids
         text = self._stops.feed("" if over else self._decoder.step(token))
         finish = "stop" if over or self._stops.hit else None
@@ -189,6 +195,38 @@ class _Stepper:
             text += self._stops.feed(self._decoder.flush())
             text += self._stops.flush()
         return Piece(text, self.count, finish)
+
+
+class _Prefixes:
+    """Caches of the last requests: one that continues another starts where they part.
+
+    What a production server's prefix cache does for a reply that is continued from corrected text.
+    """
+
+    def __init__(self, most: int = 8) -> None:
+        self._over: deque[_Stepper] = deque(maxlen=most)
+
+    def put(self, stepper: _Stepper) -> None:
+        self._over.append(stepper)
+
+    def use(self, stepper: _Stepper) -> None:
+        """Give a new request the cache with the longest common beginning; no other has it then."""
+        best, shared = None, 0
+        for over in self._over:
+            same = 0
+            # The last id is run again in any case: its logits are not in the cache.
+            for ours, theirs in zip(stepper.todo[:-1], over.seen, strict=False):
+                if ours != theirs:
+                    break
+                same += 1
+            if same > shared:
+                best, shared = over, same
+        if best is not None:
+            self._over.remove(best)
+            if beyond := len(best.seen) - shared:
+                best.cache.crop(-beyond)
+            stepper.cache = best.cache
+            stepper.seen, stepper.todo = stepper.todo[:shared], stepper.todo[shared:]
 
 
 class StopScanner:
