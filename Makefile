@@ -40,6 +40,7 @@ bench: $(STAMP) ## every benchmark: tables on the screen, JSON in bench/results
 	$(BIN)/python -m bench.transparency
 	$(BIN)/python -m bench.demo_accuracy
 	$(BIN)/python -m bench.induction
+	$(BIN)/python -m bench.readme
 
 demo-models: $(STAMP) ## train both demo models anew (about two hours on one CPU core)
 	$(BIN)/python -m training.demo_models --out stream_aligner_proxy/demo/models
