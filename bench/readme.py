@@ -40,8 +40,8 @@ def main() -> None:
             continue
         rows = [{c: row[c] for c in columns} for row in json.loads(path.read_text())["rows"]]
         mark = f"<!-- {name} -->"
-        block = f"{mark}\n\n{table(rows)}\n"
-        text = re.sub(rf"{mark}\n(?:\n\|[^\n]*)?(?:\n\|[^\n]*)*\n?", lambda _, b=block: b, text)
+        block = f"{mark}\n\n{table(rows)}\n\n"
+        text = re.sub(rf"{mark}\n(?:\n\|[^\n]*)?(?:\n\|[^\n]*)*\n*", lambda _, b=block: b, text)
     README.write_text(text)
 
 
