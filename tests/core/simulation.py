@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from stream_aligner_proxy.core.events import (
     Action,
-    BranchBroke,
     BranchEnded,
     CloseBranch,
     Deliver,
@@ -47,7 +46,6 @@ class Simulation:
     asked: dict[int, Review] = field(default_factory=dict)
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     outcome: Finish | Fail | None = None
-    most_waiting: int = 0
 
     def __post_init__(self) -> None:
         self.loop = AlignmentLoop(self.request, self.policy, can_continue=self.can_continue)
@@ -112,9 +110,6 @@ class Simulation:
             self.send(TextArrived(branch, chunks.pop(0)))
         else:
             self.send(BranchEnded(branch, "stop"))
-
-    def break_off(self, error: BranchBroke) -> None:
-        self.send(error)
 
     def answer(self, review: int) -> None:
         verdict = self.judge(self.reviews.pop(review))
