@@ -61,6 +61,7 @@ class FunctionAligner:
 
     name = "function"
     scopes = frozenset(("sentence", "whole"))
+    ready = True
 
     def __init__(
         self, judge: Callable[[Review], Verdict] = lambda review: Verdict(), gate=None

@@ -57,10 +57,12 @@ class RulesAligner:
         self._path = Path(path)
         self._rules: tuple[Rule, ...] = ()
         self.name = name
+        self.ready = False
 
     async def start(self) -> None:
         """Read the file. Raises `ConfigError` naming the file, the entry and the key."""
         self._rules = await asyncio.to_thread(load_rules, self._path)
+        self.ready = True
 
     async def review(self, review: Review) -> Verdict:
         text, end = review.sentence, False

@@ -88,12 +88,17 @@ class TransformersAligner:
         self._worker = Worker(self._engine, f"aligner-{self.name}")
         self._places = asyncio.Semaphore(queue)
         self._timeout = timeout
-        self._started = False
+        self._started = self._loaded = False
 
     @property
     def scopes(self) -> frozenset[Scope]:
         """What the profile can judge; known after `start`."""
         return self._engine.scopes
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is loaded and its thread takes reviews."""
+        return self._loaded and self._worker.alive
 
     async def start(self) -> None:
         """Load and warm up in the thread. Raises `ConfigError` for what can never work."""
@@ -118,6 +123,7 @@ class TransformersAligner:
 
         self._worker.start(ready)
         await loaded
+        self._loaded = True
 
     async def review(self, review: Review) -> Verdict:
         """The verdict. Raises `ReviewError`, also when the deadline passes."""

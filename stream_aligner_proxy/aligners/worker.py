@@ -89,6 +89,11 @@ class Worker:
         self._ready = ready
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether jobs are taken: from the start until `close` or the thread's end."""
+        return self._thread.is_alive() and not self._closing
+
     def submit(self, job: Job) -> None:
         """Queue a job. Raises `ReviewError` after `close`."""
         with self._changed:

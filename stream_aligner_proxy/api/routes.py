@@ -114,10 +114,11 @@ def routes(service: Service) -> APIRouter:
             except UpstreamError as error:
                 upstreams[upstream.name] = error.code or error.type
         # One upstream that answers is enough to serve its models.
-        ready = service.ready and "ok" in upstreams.values()
+        aligner = service.aligner_state
+        ready = aligner == "ok" and "ok" in upstreams.values()
         report = {
             "status": "ready" if ready else "unready",
-            "aligner": "ok" if service.ready else "loading",
+            "aligner": aligner,
             "upstreams": upstreams,
         }
         return _json(report, status=200 if ready else 503)

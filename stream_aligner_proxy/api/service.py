@@ -26,6 +26,13 @@ class Service:
     examples: tuple[str, ...] = ()
     ready: bool = False
 
+    @property
+    def aligner_state(self) -> str:
+        """`loading`, `ok`, or `failed`: it was ready once and will not be again."""
+        if not self.ready:
+            return "loading"
+        return "ok" if self.aligner.ready else "failed"
+
     def modes(self) -> list[Mode]:
         """The modes that a request may choose and the aligner can work in."""
         scopes = self.aligner.scopes

@@ -15,6 +15,9 @@ class Splitter(Protocol):
     @property
     def pending(self) -> int: ...
 
+    @property
+    def in_code(self) -> bool: ...
+
     def feed(self, text: str) -> list[Sentence]: ...
 
     def flush(self) -> list[Sentence]: ...
@@ -22,6 +25,8 @@ class Splitter(Protocol):
 
 class WholeAnswer:
     """A splitter that holds everything until the end: the unit of `whole` mode."""
+
+    in_code = False
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
@@ -50,18 +55,21 @@ class Unit:
     tokens: int
     branch: int
     passed: bool
+    guarded: bool  # in a code block that a rewrite opened
     review: int | None = None
     verdict: Verdict | None = None
     error: ProxyError | None = None
 
 
-def unit_of(sentence: Sentence, branch: int, tokens: int, *, passed: bool) -> Unit:
+def unit_of(
+    sentence: Sentence, branch: int, tokens: int, *, passed: bool, guarded: bool = False
+) -> Unit:
     """A sentence taken apart; what holds only whitespace is passed whatever `passed` says."""
     text = sentence.text
     core = text.strip()
     lead = text[: len(text) - len(text.lstrip())] if core else text
     tail = text[len(lead) + len(core) :]
-    return Unit(text, lead, core, tail, tokens, branch, passed or not core)
+    return Unit(text, lead, core, tail, tokens, branch, passed or not core, guarded)
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,7 @@ class AlignmentLoop:
         self._splitter: Splitter = self._new_splitter()
         self._owed = ""  # committed trailing whitespace that was not sent with the prefix
         self._rewritten = False  # text of the running branch was changed
+        self._aligners_fence = False  # the code block being written was opened by a rewrite
         self._waiting: deque[Unit | Part | End | Broken] = deque()
         self._units = 0  # of these, sentences
         self._reviews: dict[int, Unit] = {}  # in flight
@@ -198,8 +199,12 @@ class AlignmentLoop:
     def _line_up(self, sentences: list[Sentence]) -> None:
         for sentence in sentences:
             tokens = self._meter.take(len(sentence.text))
-            passed = sentence.kind == "code" and not self._policy.review_code
-            self._waiting.append(unit_of(sentence, self._branch, tokens, passed=passed))
+            code = sentence.kind == "code"
+            # A fence that the aligner put in must not let what follows it pass (rule 3).
+            self._aligners_fence = guarded = self._aligners_fence and code
+            passed = code and not (self._policy.review_code or guarded)
+            unit = unit_of(sentence, self._branch, tokens, passed=passed, guarded=guarded)
+            self._waiting.append(unit)
             self._units += 1
 
     # --- the line --------------------------------------------------------------------------
@@ -261,6 +266,7 @@ class AlignmentLoop:
         self._rewritten = True
         fitting = self._meter.cut(replacement)
         text = unit.lead + fitting + unit.tail if fitting else ""
+        was_code = self._new_splitter().in_code
         self._commit(unit, text, "replace")
         if end:
             self._finish("stop", None)
@@ -271,6 +277,7 @@ class AlignmentLoop:
             self._drop_line()
             self._close_branch()
             self._open_branch()
+            self._aligners_fence = self._splitter.in_code and (unit.guarded or not was_code)
         else:
             # The branch stays; what was reviewed ahead had assumed the sentence was kept.
             self._drop_reviews(keep_units=True)

@@ -30,6 +30,11 @@ class Aligner(Protocol):
         """What this aligner can judge: its prompt profile decides."""
         ...
 
+    @property
+    def ready(self) -> bool:
+        """Whether it can review now: from the end of `start` until `close` or a final failure."""
+        ...
+
     async def start(self) -> None:
         """Load and warm up. Raises `ConfigError` for what can never work."""
         ...

@@ -115,6 +115,11 @@ class SentenceSplitter:
         """How many characters wait inside; fewer than ``max_chars`` between calls."""
         return len(self._buf)
 
+    @property
+    def in_code(self) -> bool:
+        """Whether what comes next stands in a fenced code block, as far as can be seen."""
+        return self._fence is not None
+
     def feed(self, text: str) -> list[Sentence]:
         """Take more text; return the sentences that are finished now."""
         self._buf = buf = self._buf + text

@@ -15,8 +15,14 @@ from stream_aligner_proxy.upstream.rejections import Refusals
 from stream_aligner_proxy.upstream.sse import SseEvent
 
 # Thinking comes before the text it leads to, even where one delta carries both.
-_BEFORE_TEXT = frozenset(("reasoning_content", "reasoning", "thinking", "reasoning_details"))
-_NOT_PARTS = frozenset(("role", "content"))
+_BEFORE_TEXT = frozenset(
+    ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks")
+)
+# What else is passed on. A field that is not known here may hold the text again, unreviewed
+# (rule 3): it is dropped.
+_AFTER_TEXT = frozenset(
+    ("tool_calls", "function_call", "refusal", "audio", "images", "annotations")
+)
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
@@ -83,12 +89,12 @@ class ChunkReader:
         after: dict[str, Any] = dict(extra)
         if len(delta) > 1 or "content" not in delta:  # most deltas are content alone
             for name, value in delta.items():
-                # A number (Together's `token_id`) describes the text beside it, which may yet be
-                # rewritten: it is nothing to pass on.
-                if isinstance(value, int | float):
+                if value in (None, "", [], {}):
                     continue
-                if name not in _NOT_PARTS and value not in (None, "", [], {}):
-                    (before if name in _BEFORE_TEXT else after)[name] = value
+                if name in _BEFORE_TEXT:
+                    before[name] = value
+                elif name in _AFTER_TEXT:
+                    after[name] = value
         tokens = self._grow(usage, 1 if text or before or after else 0)
         if self._prefix and (text or finish):
             text, tokens = self._drop_prefix(text, tokens, last=finish is not None)

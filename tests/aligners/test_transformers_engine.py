@@ -353,13 +353,16 @@ async def test_a_thread_that_cannot_go_on_fails_every_review(
                 await task
         await asyncio.to_thread(aligner._worker._thread.join, timeout=20)
         assert "the device is lost" in caplog.text
+        assert not aligner.ready
         with pytest.raises(ReviewError, match="closed"):
             await ask(aligner)
 
 
 async def test_closing_fails_what_waits_and_what_runs() -> None:
     aligner = TransformersAligner("aligner", load=trained, max_batch=1, queue=2)
+    assert not aligner.ready
     await aligner.start()
+    assert aligner.ready
     gate = Gate(aligner)
     tasks = [ask(aligner) for _ in range(4)]
     await gate.entered()

@@ -34,6 +34,16 @@ async def test_without_an_upstream_the_proxy_lives_but_is_not_ready() -> None:
     assert "127.0.0.1" not in ready.text
 
 
+async def test_an_aligner_that_broke_for_good_makes_the_proxy_unready() -> None:
+    aligner = FunctionAligner()
+    async with proxy(aligner=aligner) as p:
+        assert (await p.client.get("/readyz")).status_code == 200
+        aligner.ready = False
+        broken = await p.client.get("/readyz")
+    assert broken.status_code == 503
+    assert broken.json() == {"status": "unready", "aligner": "failed", "upstreams": {"main": "ok"}}
+
+
 async def test_an_aligner_that_cannot_work_in_the_routes_mode_stops_the_start() -> None:
     aligner = FunctionAligner()
     aligner.scopes = frozenset(("whole",))

@@ -236,6 +236,28 @@ def test_a_continuation_inside_a_fence_knows_that_it_is_code():
     assert [a.request.sentence for a in of(StartReview, actions)] == ["y = 2. z = 4.", "```"]
 
 
+def test_a_fence_that_a_rewrite_opened_lets_nothing_pass_unreviewed():
+    loop = loop_of()
+    loop.handle(TextArrived(0, "Say x. More. Text"))
+    actions = loop.handle(ReviewDone(0, Verdict("```\nx")))
+    assert of(OpenBranch, actions) == [OpenBranch(1, "```\nx", None)]
+    actions = loop.handle(TextArrived(1, "\nbad\nworse\n```\nDone. So"))
+    assert texts(actions) == []
+    assert [a.request.sentence for a in of(StartReview, actions)] == ["bad", "worse"]
+    # A second rewrite inside the same block changes nothing in that.
+    actions = loop.handle(ReviewDone(2, Verdict("good")))
+    assert of(OpenBranch, actions) == [OpenBranch(2, "```\nx\ngood", None)]
+    actions = loop.handle(TextArrived(2, "\nbad\n```\nDone. So"))
+    assert texts(actions) == []
+    for review in (4, 5, 6):
+        actions = loop.handle(ReviewDone(review, KEEP))
+    assert loop.committed == "```\nx\ngood\nbad\n```\nDone."
+    # What the upstream opens itself is code again.
+    actions = loop.handle(TextArrived(2, "\n```\ny = 1.\n```\nEnd. Of"))
+    actions = loop.handle(ReviewDone(7, KEEP))
+    assert texts(actions) == [" So", "\n```", "\ny = 1.", "\n```"]
+
+
 def test_trailing_whitespace_is_not_sent_with_the_prefix_nor_delivered_twice(monkeypatch):
     # The splitter gives whitespace to the sentence after it; another one need not.
     monkeypatch.setattr(AlignmentLoop, "_new_splitter", lambda self: WholeAnswer())

@@ -34,6 +34,7 @@ def delta(finish: str | None = None, usage: int | None = None, **fields: Any) ->
         (delta(content="Hi"), [Chunk("Hi")]),
         (delta(content="Hi", refusal=None, tool_calls=[]), [Chunk("Hi")]),
         (delta(content="Hi", token_id=330, final=False), [Chunk("Hi")]),
+        (delta(content="Hi", text="Hi", output=["Hi"], x={"y": "Hi"}), [Chunk("Hi")]),
         (delta(role="assistant", content=""), []),
         (delta(role="assistant", content=None), []),
         (delta(reasoning="hm"), [Chunk(part={"reasoning": "hm"})]),
