@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from training.generate import Ids
-from training.packing import Example
+from training.packing import IGNORE, Example
 from training.tokenizer import ANSWER, END, EOS, KEEP, REVISION, SENTENCE, Coder
+from training.world.babble import babble
 from training.world.chat import Message, sample_conversation, sample_task, small_talk
 from training.world.judge import judge_reply, judge_step, sentences_of
 from training.world.problems import Problem
@@ -31,6 +32,7 @@ class Mix:
     careless: float = 0.5
     whole: float = 0.17
     notes: float = 0.15
+    babble: float = 0.1
     sampled: float = 0.3
     extra: float = 0.5
     keep_token: bool = True
@@ -50,12 +52,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Reviewed:
-    """A conversation, its right reply, and reviews of versions of its sentences."""
+    """A conversation, its right reply, and reviews of versions of its sentences.
+
+    `known` is False where nobody could have foreseen the text.
+    """
 
     messages: tuple[Message, ...]
     sentences: tuple[str, ...]
     rows: tuple[Row, ...]
     whole: tuple[tuple[str, str | None], ...] = ()
+    known: bool = True
 
 
 def _problem_row(problem: Problem, at: int, rng: random.Random, mix: Mix) -> Row:
@@ -123,8 +129,18 @@ def _talk(rng: random.Random) -> Reviewed:
     return Reviewed(({"role": "user", "content": asked},), parts, rows)
 
 
+def _babble(rng: random.Random) -> Reviewed:
+    """A conversation about anything else: kept as it is."""
+    said = tuple(babble(rng) for _ in range(rng.randint(1, 5)))
+    rows = tuple(Row(at, text, None) for at, text in enumerate(said))
+    whole = ((" ".join(said), None),) if rng.random() < 0.2 else ()
+    return Reviewed(({"role": "user", "content": babble(rng)},), said, rows, whole, known=False)
+
+
 def synthetic(rng: random.Random, mix: Mix) -> Reviewed:
     """Draw one conversation of the train split with reviews made by rule."""
+    if rng.random() < mix.babble:
+        return _babble(rng)
     talk = sample_conversation(rng, "train", notes=mix.notes)
     if isinstance(talk.task, Problem):
         return _problem(talk.task, talk.messages, rng, mix)
@@ -155,7 +171,8 @@ def encode(reviewed: Reviewed, coder: Coder, mix: Mix) -> Example:
     if reviewed.rows:
         for i, sentence in enumerate(reviewed.sentences):
             ids = coder.data(sentence if i == 0 else " " + sentence)
-            example.add(ids, weight=mix.trunk_weight)
+            weight = mix.trunk_weight if reviewed.known else 0
+            example.add(ids, weight, known=ids if reviewed.known else None)
             sees.append(len(example))
     branches: list[tuple[int, str, str, str | None, bool]] = [
         (sees[row.at], SENTENCE, row.sentence, row.correction, row.end) for row in reviewed.rows
@@ -165,11 +182,28 @@ def encode(reviewed: Reviewed, coder: Coder, mix: Mix) -> Example:
         # Without the keep token, an unchanged sentence is answered by itself.
         again = better is None and not mix.keep_token and kind == SENTENCE
         answer = _answer(coder, text if again else better, end)
-        asked = [coder.ids[kind], *coder.data(text), coder.ids[REVISION]]
-        example.add(asked, 0, branch=branch, sees=seen)
+        written = coder.data(text)
+        due = written if better is None else answer[:-1]
+        known, faults = foreseen(written, due) if reviewed.known else (None, [0] * len(written))
+        example.add([coder.ids[kind]], 0, branch=branch, sees=seen)
+        example.add(written, 0, branch=branch, sees=seen, known=known, faults=faults)
+        example.add([coder.ids[REVISION]], 0, branch=branch, sees=seen)
         example.add(answer[:1], mix.decision_weight, branch=branch, sees=seen)
         example.add(answer[1:], 1, branch=branch, sees=seen)
     return example
+
+
+def foreseen(written: Ids, due: Ids) -> tuple[Ids, list[int]]:
+    """What should stand in each place of a sentence, and whether it does, up to the first fault.
+
+    Beyond the first wrong token nothing is right or wrong any more.
+    """
+    same = 0
+    while same < min(len(written), len(due)) and written[same] == due[same]:
+        same += 1
+    beyond = [IGNORE] * len(written)
+    known = [*due[: same + 1], *beyond][: len(written)]
+    return known, [*[0] * same, 1, *beyond][: len(written)]
 
 
 def _answer(coder: Coder, better: str | None, end: bool = False) -> Ids:

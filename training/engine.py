@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,23 @@ class Optim:
     length: int = 384
 
 
+@dataclass(frozen=True, slots=True)
+class Deep:
+    """Deep supervision, for a model that has to judge a sentence before it writes anything.
+
+    Such a judgement is a chain, each link on a layer above the last: what should stand here (after
+    `exit` layers), whether that is what does stand here (`fault`, read by a linear probe that is
+    thrown away, before the last layer), and whether there was any fault (the first token of the
+    answer). Learnt from the end alone, the lower links come very late; so each has its own loss.
+    """
+
+    exit: int
+    exit_weight: float = 0.5
+    fault_weight: float = 1.0
+    # One token of a wrong sentence is the fault, some thirty are not.
+    fault_balance: float = 4.0
+
+
 class TrainingDiverged(Exception):
     """The loss is not a number any more."""
 
@@ -69,6 +87,21 @@ def build_model(shape: Shape, tokenizer: Any, seed: int) -> Any:
     return LlamaForCausalLM(config)
 
 
+def grow(model: Any, layers: int) -> Any:
+    """Return the model with more layers on top, `layers` in all; at first they change nothing."""
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[0]] * layers
+    taller = type(model)(config)
+    taller.load_state_dict(model.state_dict(), strict=False)
+    with torch.no_grad():
+        for layer in taller.model.layers[model.config.num_hidden_layers :]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    return taller
+
+
 def learning_rate(step: int, optim: Optim) -> float:
     """Return the learning rate of a step: linear warm-up, then cosine."""
     if step < optim.warmup:
@@ -83,19 +116,22 @@ def train(
     optim: Optim,
     *,
     name: str,
+    deep: Deep | None = None,
     compiled: bool = True,
     every: int = 0,
     snapshot: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Train for `optim.steps` steps and return the loss of each. Raises `TrainingDiverged`.
 
+    With `deep`, what each sentence should be and where it goes wrong is learnt on lower layers too.
     `snapshot` is called with the number of steps done, after each `every` steps.
     """
     decay = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
+    probe = torch.nn.Linear(model.config.hidden_size, 1)
     groups: list[dict[str, Any]] = [
         {"params": decay, "weight_decay": optim.weight_decay},
-        {"params": plain},
+        {"params": [*plain, *probe.parameters()] if deep else plain},
     ]
     adam = torch.optim.AdamW(
         groups,
@@ -114,18 +150,21 @@ def train(
             for group in adam.param_groups:
                 group["lr"] = learning_rate(step, optim)
             with torch.autocast("cpu", torch.bfloat16):
-                logits = forward(
+                out = forward(
                     input_ids=batch.ids,
                     position_ids=batch.positions,
                     attention_mask=batch.mask,
                     use_cache=False,
-                ).logits
+                    output_hidden_states=deep is not None,
+                )
             wanted = batch.labels != IGNORE
             each = torch.nn.functional.cross_entropy(
-                logits[wanted].float(), batch.labels[wanted], reduction="none"
+                out.logits[wanted].float(), batch.labels[wanted], reduction="none"
             )
             worth = batch.weights[wanted]
             loss = (each * worth).sum() / worth.sum()
+            if deep:
+                loss = loss + deep_loss(model, out.hidden_states, batch, deep, probe)
             value = loss.item()
             if not math.isfinite(value):
                 raise TrainingDiverged(
@@ -144,6 +183,27 @@ def train(
             bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", tok_s=f"{speed:.0f}")
             bar.update()
     return losses
+
+
+def deep_loss(
+    model: Any, states: Sequence[torch.Tensor], batch: Batch, deep: Deep, probe: torch.nn.Linear
+) -> torch.Tensor:
+    """The losses of the lower links; `states` are the hidden states, (rows, length, hidden)."""
+    due, said = batch.known != IGNORE, batch.faults != IGNORE
+    loss = probe.weight.sum() * 0
+    if due.any():
+        with torch.autocast("cpu", torch.bfloat16):
+            early = model.lm_head(model.model.norm(states[deep.exit][due]))
+        loss = loss + deep.exit_weight * torch.nn.functional.cross_entropy(
+            early.float(), batch.known[due]
+        )
+    if said.any():
+        loss = loss + deep.fault_weight * torch.nn.functional.binary_cross_entropy_with_logits(
+            probe(states[-2][said].float())[:, 0],
+            batch.faults[said].float(),
+            pos_weight=torch.tensor(deep.fault_balance),
+        )
+    return loss
 
 
 def code_version() -> str:

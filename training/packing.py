@@ -18,20 +18,38 @@ IGNORE = -100
 
 @dataclass(slots=True)
 class Example:
-    """Token ids, and how much learning to predict each one counts. `branch` 0 is the trunk."""
+    """Token ids, and how much learning to predict each one counts. `branch` 0 is the trunk.
+
+    For deep supervision (`engine.Deep`): `known` is the token that should stand in each place,
+    `faults` is 1 where the token that does is the first wrong one and 0 where it is right. Both are
+    `IGNORE` where nothing is said.
+    """
 
     ids: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
+    known: list[int] = field(default_factory=list)
+    faults: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     branch: list[int] = field(default_factory=list)
     sees: list[int] = field(default_factory=list)
 
-    def add(self, ids: list[int], weight: float, *, branch: int = 0, sees: int = 0) -> None:
+    def add(
+        self,
+        ids: list[int],
+        weight: float,
+        *,
+        branch: int = 0,
+        sees: int = 0,
+        known: list[int] | None = None,
+        faults: list[int] | None = None,
+    ) -> None:
         """Append tokens to a branch; `weight` 0 means that they are not to be learnt."""
         mine = [p for p, b in zip(self.positions, self.branch, strict=True) if b == branch]
         start = mine[-1] + 1 if mine else sees
         self.ids += ids
         self.weights += [weight] * len(ids)
+        self.known += known or [IGNORE] * len(ids)
+        self.faults += faults or [IGNORE] * len(ids)
         self.positions += range(start, start + len(ids))
         self.branch += [branch] * len(ids)
         self.sees += [sees] * len(ids)
@@ -47,15 +65,21 @@ class Batch:
     ids: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor
+    known: torch.Tensor
+    faults: torch.Tensor
     positions: torch.Tensor
     mask: torch.Tensor
 
 
 def collate(rows: list[list[Example]], length: int, pad: int) -> Batch:
-    """Lay out packed rows as tensors. Labels are shifted: label[t] is what token t must predict."""
+    """Lay out packed rows as tensors.
+
+    Labels are shifted: label[t] is what token t must predict, known[t] likewise; faults are not.
+    """
     shape = (len(rows), length)
     ids = torch.full(shape, pad)
     labels, weights = torch.full(shape, IGNORE), torch.zeros(shape)
+    known, faults = torch.full(shape, IGNORE), torch.full(shape, IGNORE)
     positions, doc = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
     branch, sees = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     for r, row in enumerate(rows):
@@ -73,13 +97,16 @@ def collate(rows: list[list[Example]], length: int, pad: int) -> Batch:
             nexts = [y if w else IGNORE for y, w in zip(example.ids[1:], worth, strict=True)]
             labels[r, at : at + len(example) - 1] = torch.tensor(nexts)
             weights[r, at : at + len(example) - 1] = torch.tensor(worth)
+            due = [k if s else IGNORE for k, s in zip(example.known[1:], within, strict=True)]
+            known[r, at : at + len(example) - 1] = torch.tensor(due)
+            faults[r, span] = torch.tensor(example.faults)
             at += len(example)
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     same_doc = doc[:, :, None] == doc[:, None, :]
     same_branch = branch[:, :, None] == branch[:, None, :]
     trunk = (branch[:, None, :] == 0) & (positions[:, None, :] < sees[:, :, None])
     mask = causal & same_doc & (same_branch | trunk)
-    return Batch(ids, labels, weights, positions, mask[:, None])
+    return Batch(ids, labels, weights, known, faults, positions, mask[:, None])
 
 
 def pack(examples: Iterable[Example], rows: int, length: int, pad: int) -> Iterator[Batch]:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.config import load_config
 from training.corrections import Mix, Reviewed, examples
-from training.engine import Optim, save, train
+from training.engine import Deep, Optim, grow, save, train
 from training.mistakes import read
 from training.packing import pack
 from training.tokenizer import Coder
@@ -27,11 +27,16 @@ from training.world.split import stream
 
 @dataclass(frozen=True, slots=True)
 class AlignerConfig:
-    """One aligner: how long it warms up on unchanged sentences, then what it is corrected with."""
+    """One aligner: how long it warms up on unchanged sentences, then what it is corrected with.
+
+    `layers`: how many it has, those on top of the base's new; 0 for the base's.
+    """
 
     name: str
     seed: int
     optim: Optim
+    layers: int = 0
+    deep: Deep | None = None
     warmup_steps: int = 100
     snapshot_every: int = 0
     mix: Mix = field(default_factory=Mix)
@@ -51,6 +56,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.base)
     model = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
     torch.manual_seed(config.seed)
+    if config.layers:
+        model = grow(model, config.layers)
     coder, optim = Coder(tokenizer), config.optim
     rng = stream("train", f"aligner-{config.name}", config.seed)
     if config.warmup_steps:
@@ -59,7 +66,7 @@ def main() -> None:
         batches = pack(
             examples(rng, coder, keep, ()), optim.rows, optim.length, tokenizer.pad_token_id
         )
-        train(model, batches, first, name="identity warm-up")
+        train(model, batches, first, name="identity warm-up", deep=config.deep)
     batches = pack(
         examples(rng, coder, config.mix, sampled), optim.rows, optim.length, tokenizer.pad_token_id
     )
@@ -78,6 +85,7 @@ def main() -> None:
         batches,
         optim,
         name=config.name,
+        deep=config.deep,
         every=config.snapshot_every,
         snapshot=snapshot,
     )

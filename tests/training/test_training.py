@@ -18,12 +18,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from stream_aligner_proxy.core.prompts import COMPACT_TOKENS
 from stream_aligner_proxy.core.records import Review, Turn
 from training.config import ConfigError, load_config
-from training.corrections import Mix, encode, examples, synthetic
-from training.engine import Optim, Shape, TrainingDiverged, build_model, learning_rate, save, train
+from training.corrections import Mix, Reviewed, Row, encode, examples, foreseen, synthetic
+from training.engine import (
+    Deep,
+    Optim,
+    Shape,
+    TrainingDiverged,
+    build_model,
+    grow,
+    learning_rate,
+    save,
+    train,
+)
 from training.generate import Writer
 from training.loops import Episode, ModelReviewer, encode_review, run_stream, run_whole
 from training.mistakes import oracle, reviewed
-from training.packing import Example, collate, pack
+from training.packing import IGNORE, Example, collate, pack
 from training.pretrain import PretrainConfig
 from training.pretrain import examples as pretrain_examples
 from training.tokenizer import SPECIAL, Coder, train_tokenizer
@@ -165,6 +175,66 @@ def test_correction_training_lowers_the_loss_too(coder: Coder) -> None:
     rows = pack(examples(random.Random(0), coder, Mix(), ()), 3, 512, coder.tokenizer.pad_token_id)
     losses = train(build_model(TINY, coder.tokenizer, 0), rows, optim, name="t", compiled=False)
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+
+
+def test_what_should_stand_is_told_up_to_the_first_fault_and_no_further() -> None:
+    assert foreseen([4, 5, 6], [4, 5, 6]) == ([4, 5, 6], [0, 0, 0])
+    assert foreseen([4, 9, 6, 7], [4, 5, 6]) == ([4, 5, IGNORE, IGNORE], [0, 1, IGNORE, IGNORE])
+    assert foreseen([4, 5, 6], [8]) == ([8, IGNORE, IGNORE], [1, IGNORE, IGNORE])
+    # Too short is no fault of any token that stands there.
+    assert foreseen([4, 5], [4, 5, 6]) == ([4, 5], [0, 0])
+    assert foreseen([], [4]) == ([], [])
+
+
+def test_a_packed_batch_says_where_each_wrong_sentence_goes_wrong(coder: Coder) -> None:
+    talk = ({"role": "user", "content": "Ben has 79 shells."},)
+    rows = (Row(0, "Ben has 79.", None), Row(0, "Ben has 78.", "Ben has 79."))
+    tree = encode(Reviewed(talk, ("Ben has 79.",), rows), coder, Mix())
+    batch = collate([[tree]], len(tree) + 3, coder.tokenizer.pad_token_id)
+    wrong = (batch.faults == 1).nonzero().tolist()
+    assert [int(batch.ids[0, at]) for _, at in wrong] == coder.data("8")
+    before = wrong[0][1] - 1
+    assert [int(batch.known[0, before])] == coder.data("9")
+    assert (batch.known[0, wrong[0][1] :] == IGNORE).all()
+    # Nothing is learnt early about text that nobody could foresee.
+    babble = encode(Reviewed(talk, ("Xyz.",), (Row(0, "Xyz.", None),), known=False), coder, Mix())
+    assert set(babble.known) == {IGNORE}
+
+
+def test_a_grown_model_says_at_first_what_it_said_before(coder: Coder, model: Any) -> None:
+    ids = torch.tensor([coder.data("Ben has 79 shells.")])
+    taller = grow(model, 4).eval()
+    assert taller.config.num_hidden_layers == 4
+    with torch.inference_mode():
+        torch.testing.assert_close(taller(ids).logits, model(ids).logits)
+
+
+def test_deep_supervision_teaches_the_lower_layers_and_leaves_nothing_else_behind(
+    coder: Coder,
+) -> None:
+    optim = Optim(30, lr=5e-3, warmup=2, rows=3, length=512)
+    model = grow(build_model(TINY, coder.tokenizer, 0), 4)
+    names = set(model.state_dict())
+
+    def known_loss() -> float:
+        rows = pack(examples(random.Random(9), coder, Mix(), ()), 3, 512, 0)
+        batch = next(rows)
+        with torch.inference_mode():
+            states = model(
+                input_ids=batch.ids,
+                position_ids=batch.positions,
+                attention_mask=batch.mask,
+                output_hidden_states=True,
+            ).hidden_states
+            due = batch.known != IGNORE
+            early = model.lm_head(model.model.norm(states[2][due]))
+        return float(torch.nn.functional.cross_entropy(early, batch.known[due]))
+
+    before = known_loss()
+    rows = pack(examples(random.Random(0), coder, Mix(), ()), 3, 512, coder.tokenizer.pad_token_id)
+    train(model, rows, optim, name="t", compiled=False, deep=Deep(exit=2))
+    assert known_loss() < 0.8 * before
+    assert set(model.state_dict()) == names
 
 
 def test_a_loss_that_is_not_a_number_stops_the_training(coder: Coder) -> None:
