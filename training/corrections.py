@@ -179,8 +179,9 @@ def encode(reviewed: Reviewed, coder: Coder, mix: Mix) -> Example:
     ]
     branches += [(head, ANSWER, reply, better, False) for reply, better in reviewed.whole]
     for branch, (seen, kind, text, better, end) in enumerate(branches, 1):
-        # Without the keep token, an unchanged sentence is answered by itself.
-        again = better is None and not mix.keep_token and kind == SENTENCE
+        # Without the keep token, an unchanged sentence is answered by itself; but not one from
+        # outside the world, which such a small model could not even copy.
+        again = better is None and not mix.keep_token and kind == SENTENCE and reviewed.known
         answer = _answer(coder, text if again else better, end)
         written = coder.data(text)
         due = written if better is None else answer[:-1]
