@@ -1,4 +1,4 @@
-"""How often a sentence that seems complete is complete: what early reviews waste, and how many wait.
+"""How often a sentence that seems complete is complete: what early reviews waste.
 
 Recorded replies are cut into pieces of a token's size. A review is started where the splitter's
 rest seems over; it counts as used if the sentence then ends exactly there.
