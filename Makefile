@@ -37,6 +37,7 @@ unit: $(STAMP)  ## the tests alone
 
 bench: $(STAMP) ## every benchmark: tables on the screen, JSON in bench/results
 	$(BIN)/python -m bench.splitter
+	$(BIN)/python -m bench.early_review
 	$(BIN)/python -m bench.transparency
 	$(BIN)/python -m bench.demo_accuracy
 	$(BIN)/python -m bench.induction

@@ -32,6 +32,7 @@ from stream_aligner_proxy.core.events import (
     ReviewDone,
     StartReview,
     TextArrived,
+    TextEnded,
 )
 from stream_aligner_proxy.core.loop import AlignmentLoop
 from stream_aligner_proxy.core.ports import Aligner, Observer, Upstream
@@ -167,7 +168,10 @@ class Session:
                         self._dispatch(PartArrived(branch, chunk.part, chunk.tokens))
                     if chunk.text:
                         self._dispatch(TextArrived(branch, chunk.text, chunk.tokens))
-                    finish_reason = chunk.finish_reason or finish_reason
+                    if chunk.finish_reason and finish_reason is None:
+                        # The last sentence need not wait for the usage and the end of the body.
+                        finish_reason = chunk.finish_reason
+                        self._dispatch(TextEnded(branch))
                     if branch not in self._branches:
                         return
                     if not self._gate.is_set():

@@ -155,6 +155,7 @@ class AlignmentSettings(Section):
     max_continuations: Annotated[int, Field(ge=0)] = _POLICY.max_continuations
     max_sentence_chars: Annotated[int, Field(ge=16)] = _POLICY.max_sentence_chars
     max_whole_chars: Annotated[int, Field(ge=16)] = _POLICY.max_whole_chars
+    early_review: bool = _POLICY.early_review
     fail_open: bool = _POLICY.fail_open
     review_code: bool = _POLICY.review_code
     structured_output: Literal["pass", "refuse"] = "pass"
@@ -166,6 +167,7 @@ class AlignmentSettings(Section):
             lookahead=self.lookahead,
             review_ahead=self.review_ahead,
             max_continuations=self.max_continuations,
+            early_review=self.early_review,
             max_sentence_chars=self.max_sentence_chars,
             max_whole_chars=self.max_whole_chars,
             fail_open=self.fail_open,

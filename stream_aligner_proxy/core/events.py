@@ -45,6 +45,13 @@ class PromptMetered:
 
 
 @dataclass(frozen=True, slots=True)
+class TextEnded:
+    """No more text will come on a branch; its end, with the usage, is still to be told."""
+
+    branch: int
+
+
+@dataclass(frozen=True, slots=True)
 class BranchEnded:
     branch: int
     finish_reason: str
@@ -70,7 +77,14 @@ class ReviewBroke:
 
 
 Event = (
-    TextArrived | PartArrived | PromptMetered | BranchEnded | BranchBroke | ReviewDone | ReviewBroke
+    TextArrived
+    | PartArrived
+    | PromptMetered
+    | TextEnded
+    | BranchEnded
+    | BranchBroke
+    | ReviewDone
+    | ReviewBroke
 )
 
 # --- actions --------------------------------------------------------------------------------

@@ -18,6 +18,12 @@ class Splitter(Protocol):
     @property
     def in_code(self) -> bool: ...
 
+    @property
+    def rest(self) -> str: ...
+
+    @property
+    def seems_over(self) -> bool: ...
+
     def feed(self, text: str) -> list[Sentence]: ...
 
     def flush(self) -> list[Sentence]: ...
@@ -27,6 +33,8 @@ class WholeAnswer:
     """A splitter that holds everything until the end: the unit of `whole` mode."""
 
     in_code = False
+    seems_over = False
+    rest = ""  # not joined before the end: it is never asked for early
 
     def __init__(self) -> None:
         self._pieces: list[str] = []

@@ -4,7 +4,8 @@
 
 One branch runs at a time. Its text is cut into sentences, which wait in order until the head of
 the line has a verdict. While they wait the branch keeps writing (optimistic continuation) and
-later sentences are reviewed ahead, each as if those before it were kept.
+later sentences are reviewed ahead, each as if those before it were kept. The last one may be asked
+about before it is sure to be a whole one (`early_review`); its verdict counts if it was.
 
     keep                     deliver; nothing restarts
     replace, can continue    deliver the new text, drop all that waits, close, open from it
@@ -40,6 +41,7 @@ from stream_aligner_proxy.core.events import (
     ReviewDone,
     StartReview,
     TextArrived,
+    TextEnded,
 )
 from stream_aligner_proxy.core.line import Broken, End, Part, Splitter, Unit, WholeAnswer, unit_of
 from stream_aligner_proxy.core.meter import Meter
@@ -85,6 +87,7 @@ class AlignmentLoop:
         self._units = 0  # of these, sentences
         self._reviews: dict[int, Unit] = {}  # in flight
         self._next_review = 0
+        self._early: Unit | None = None  # reviewed, but not known to be a whole sentence
         self._done = False
         self._corrections = self._unreviewed = self._discarded = 0
         self._aligner_prompt = self._aligner_completion = 0
@@ -144,6 +147,8 @@ class AlignmentLoop:
                 self._waiting.append(Part(part, tokens))
             case PromptMetered(_, tokens):
                 self._meter.prompt(tokens)
+            case TextEnded():
+                self._line_up(self._splitter.flush())
             case BranchEnded(_, finish_reason, usage):
                 self._end(finish_reason, usage)
             case BranchBroke(_, error):
@@ -187,6 +192,8 @@ class AlignmentLoop:
             self._end("length", None)
             return
         self._line_up(self._splitter.feed(text))
+        if self._early and self._splitter.rest.strip() != self._early.core:
+            self._drop_early()
         if self._whole and self._splitter.pending > self._policy.max_whole_chars:
             self._close_branch()
             self._waiting.append(Broken(ReviewError("the reply is too long to review as a whole")))
@@ -204,6 +211,10 @@ class AlignmentLoop:
             self._aligners_fence = guarded = self._aligners_fence and code
             passed = code and not (self._policy.review_code or guarded)
             unit = unit_of(sentence, self._branch, tokens, passed=passed, guarded=guarded)
+            if self._early and unit.core == self._early.core and not unit.passed:
+                self._adopt_early(unit)
+            elif self._early:
+                self._drop_early()
             self._waiting.append(unit)
             self._units += 1
 
@@ -323,16 +334,47 @@ class AlignmentLoop:
             if unit.verdict is not None and not unit.verdict.kept:
                 return  # what follows it will be dropped or reviewed again
             if not (unit.passed or unit.review is not None):
-                unit.review = self._next_review
-                self._next_review += 1
-                self._reviews[unit.review] = unit
                 in_flight += 1
-                scope: Literal["sentence", "whole"] = "whole" if self._whole else "sentence"
-                review = Review(self._conversation, self._committed + ahead, unit.core, scope)
-                self._actions.append(StartReview(unit.review, review))
+                self._start_review(unit, ahead)
             ahead += self._joined_to(self._committed + ahead, unit.text)
+        if (
+            self._policy.early_review
+            and self._early is None
+            and in_flight < self._policy.review_ahead
+            and self._branch_open
+            and self._splitter.seems_over
+        ):
+            text = Sentence(self._splitter.rest)
+            self._early = unit_of(text, self._branch, 0, passed=False)
+            self._start_review(self._early, ahead)
+
+    def _start_review(self, unit: Unit, ahead: str) -> None:
+        """`ahead`: the text that will have been committed between now and the unit."""
+        unit.review = self._next_review
+        self._next_review += 1
+        self._reviews[unit.review] = unit
+        scope: Literal["sentence", "whole"] = "whole" if self._whole else "sentence"
+        review = Review(self._conversation, self._committed + ahead, unit.core, scope)
+        self._actions.append(StartReview(unit.review, review))
+
+    def _adopt_early(self, unit: Unit) -> None:
+        """The sentence that was asked about too early has come, and is what was asked about."""
+        early, self._early = self._early, None
+        assert early is not None
+        assert early.review is not None
+        unit.review, unit.verdict, unit.error = early.review, early.verdict, early.error
+        if early.review in self._reviews:
+            self._reviews[early.review] = unit
+
+    def _drop_early(self) -> None:
+        """It was not the end of a sentence, or its place is not what it was."""
+        early, self._early = self._early, None
+        if early is not None and early.review is not None:
+            self._reviews.pop(early.review, None)
+            self._actions.append(DropReview(early.review))
 
     def _drop_reviews(self, *, keep_units: bool) -> None:
+        self._drop_early()
         for review in self._reviews:
             self._actions.append(DropReview(review))
         self._reviews.clear()

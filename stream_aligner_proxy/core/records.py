@@ -141,13 +141,16 @@ class Policy:
     `lookahead`: sentences that may wait for a verdict while the upstream keeps writing.
     `review_ahead`: reviews in flight at once for one reply. `max_continuations`: branches opened
     after rewrites; past it the running branch is kept and only rewritten (the paper used sixteen
-    rounds). `fail_open`: deliver a sentence whose review failed, marked as unreviewed.
+    rounds). `early_review`: ask about a sentence as soon as it seems complete, before what
+    follows has made sure of it. `fail_open`: deliver a sentence whose review failed, marked as
+    unreviewed.
     """
 
     mode: Mode = Mode.STREAM
     lookahead: int = 4
     review_ahead: int = 2
     max_continuations: int = 16
+    early_review: bool = True
     fail_open: bool = False
     review_code: bool = False
     max_sentence_chars: int = 2000

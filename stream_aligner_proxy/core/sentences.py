@@ -23,6 +23,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from stream_aligner_proxy.core.abbreviations import classify
 from stream_aligner_proxy.core.boundaries import TERMINATORS, stop
 from stream_aligner_proxy.core.spans import backslash, dollars, inline_code
 from stream_aligner_proxy.core.units import (
@@ -54,6 +55,10 @@ _NEWLINE: Final = re.compile(rf"[{NEWLINES}]")
 _NOT_SPACE: Final = re.compile(r"\S")
 _SPACE: Final = re.compile(r"\s+")
 _CLAUSE: Final = re.compile(r"[,;:—–](?=\s)|[，；：、،؛]")
+
+# The end of a text that will most likely turn out to be the end of a sentence. Digits are left out:
+# "3." is too often the first half of "3.5".
+_SEEMS_OVER: Final = re.compile(r"(?:([^\W\d_]{2,})\.|[!?…。！？؟۔।])[\"'”’»)\]*_]{0,4}\s*\Z")
 
 _Kind = Literal["prose", "code"]
 
@@ -119,6 +124,21 @@ class SentenceSplitter:
     def in_code(self) -> bool:
         """Whether what comes next stands in a fenced code block, as far as can be seen."""
         return self._fence is not None
+
+    @property
+    def rest(self) -> str:
+        """What waits inside, as it is."""
+        return self._buf
+
+    @property
+    def seems_over(self) -> bool:
+        """Whether what waits is most likely a whole sentence of prose. A guess: the next character
+        may prove it wrong."""
+        buf = self._buf
+        if self._mode != "prose" or not buf or buf[-1].isalnum():
+            return False
+        found = _SEEMS_OVER.search(buf, max(0, len(buf) - 48))
+        return found is not None and not (found[1] and classify(found[1]))
 
     def feed(self, text: str) -> list[Sentence]:
         """Take more text; return the sentences that are finished now."""

@@ -24,6 +24,7 @@ from stream_aligner_proxy.core.events import (
     ReviewDone,
     StartReview,
     TextArrived,
+    TextEnded,
 )
 from stream_aligner_proxy.core.records import (
     ChatRequest,
@@ -116,7 +117,7 @@ class ShadowLoop:
             case ReviewBroke(review, error) if review in self._reviews:
                 actions = self._record(review, "unreviewed", None, error=error.message)
                 return [*actions, *self._finish_if_whole()]
-            case PromptMetered() | _:
+            case PromptMetered() | TextEnded() | _:
                 return []
 
     def _review(self, sentences: list[Sentence]) -> list[Action]:

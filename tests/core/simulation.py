@@ -21,6 +21,7 @@ from stream_aligner_proxy.core.events import (
     ReviewDone,
     StartReview,
     TextArrived,
+    TextEnded,
 )
 from stream_aligner_proxy.core.loop import AlignmentLoop
 from stream_aligner_proxy.core.records import ChatRequest, Policy, Review, Turn, Verdict
@@ -42,6 +43,7 @@ class Simulation:
     prefixes: list[str] = field(default_factory=list)
     closed: list[int] = field(default_factory=list)
     running: dict[int, list[str]] = field(default_factory=dict)
+    told: set[int] = field(default_factory=set)  # branches whose text has ended
     reviews: dict[int, Review] = field(default_factory=dict)
     asked: dict[int, Review] = field(default_factory=dict)
     verdicts: dict[int, Verdict] = field(default_factory=dict)
@@ -108,6 +110,9 @@ class Simulation:
         [(branch, chunks)] = self.running.items()
         if chunks:
             self.send(TextArrived(branch, chunks.pop(0)))
+        elif branch not in self.told:
+            self.told.add(branch)
+            self.send(TextEnded(branch))
         else:
             self.send(BranchEnded(branch, "stop"))
 

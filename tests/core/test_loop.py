@@ -19,6 +19,7 @@ from stream_aligner_proxy.core.events import (
     ReviewDone,
     StartReview,
     TextArrived,
+    TextEnded,
 )
 from stream_aligner_proxy.core.line import WholeAnswer
 from stream_aligner_proxy.core.loop import AlignmentLoop
@@ -258,6 +259,71 @@ def test_a_fence_that_a_rewrite_opened_lets_nothing_pass_unreviewed():
     assert texts(actions) == [" So", "\n```", "\ny = 1.", "\n```"]
 
 
+def test_what_seems_a_sentence_is_asked_about_before_it_is_sure_to_be_one():
+    loop = loop_of()
+    [started] = loop.handle(TextArrived(0, "One two."))
+    assert started == StartReview(0, Review((Turn("user", "q"),), "", "One two."))
+    # Its verdict commits nothing before the sentence is sure.
+    assert loop.handle(ReviewDone(0, KEEP)) == []
+    assert loop.committed == ""
+    actions = loop.handle(TextArrived(0, " Three"))
+    assert texts(actions) == ["One two."]
+    assert of(StartReview, actions) == []
+
+
+def test_an_early_review_of_what_was_no_sentence_is_dropped():
+    loop = loop_of()
+    loop.handle(TextArrived(0, "See foo."))
+    assert loop.handle(TextArrived(0, "bar")) == [DropReview(0)]
+    assert loop.handle(ReviewDone(0, Verdict("Wrong."))) == []
+    actions = loop.handle(TextArrived(0, " now. Then"))
+    assert [a.request.sentence for a in of(StartReview, actions)] == ["See foo.bar now."]
+
+
+def test_an_early_review_in_flight_becomes_the_sentences_own():
+    loop = loop_of()
+    loop.handle(TextArrived(0, "One two."))
+    assert loop.handle(TextArrived(0, " Three")) == []
+    assert texts(loop.handle(ReviewDone(0, KEEP))) == ["One two."]
+
+
+def test_an_early_review_is_void_when_what_it_assumed_before_it_was_rewritten():
+    loop = loop_of(can_continue=False)
+    loop.handle(TextArrived(0, "One two. Three four."))
+    actions = loop.handle(ReviewDone(0, Verdict("1 2.")))
+    assert DropReview(1) in actions
+    [again] = of(StartReview, actions)
+    assert again.request == Review((Turn("user", "q"),), "1 2.", "Three four.")
+    actions = loop.handle(TextEnded(0))
+    assert of(StartReview, actions) == []
+    assert texts(loop.handle(ReviewDone(again.review, KEEP))) == [" Three four."]
+
+
+def test_early_reviews_count_against_those_in_flight_and_can_be_switched_off():
+    loop = loop_of(Policy(review_ahead=1))
+    loop.handle(TextArrived(0, "One two. "))
+    assert loop.handle(TextArrived(0, "Three four.")) == []
+    loop = loop_of(Policy(early_review=False))
+    assert loop.handle(TextArrived(0, "One two.")) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["Pi is 3.", "See Dr.", "See e.g.", "In the U.S.", "So", "Well,", "Is `a."]
+)
+def test_what_may_well_go_on_is_not_asked_about_early(text):
+    assert loop_of().handle(TextArrived(0, text)) == []
+
+
+def test_the_last_sentence_need_not_wait_for_the_branchs_end():
+    loop = loop_of()
+    loop.handle(TextArrived(0, "It is 4."))
+    [started] = loop.handle(TextEnded(0))
+    assert started.request.sentence == "It is 4."
+    assert texts(loop.handle(ReviewDone(0, KEEP))) == ["It is 4."]
+    [finish] = of(Finish, loop.handle(BranchEnded(0, "stop", Usage(3, 4))))
+    assert finish.usage == Usage(3, 4)
+
+
 def test_trailing_whitespace_is_not_sent_with_the_prefix_nor_delivered_twice(monkeypatch):
     # The splitter gives whitespace to the sentence after it; another one need not.
     monkeypatch.setattr(AlignmentLoop, "_new_splitter", lambda self: WholeAnswer())
@@ -329,9 +395,9 @@ def test_usage_after_a_correction_is_what_was_delivered_by_the_upstreams_own_cou
     loop.handle(ReviewDone(0, KEEP))
     loop.handle(ReviewDone(1, Verdict("a b c d.")))
     loop.handle(PromptMetered(1, 17))  # the prefix has seven of the upstream's tokens
-    loop.handle(TextArrived(1, " End."))
+    [review] = of(StartReview, loop.handle(TextArrived(1, " End.")))
     loop.handle(BranchEnded(1, "stop", Usage(17, 3)))
-    [finish] = of(Finish, loop.handle(ReviewDone(2, KEEP)))
+    [finish] = of(Finish, loop.handle(ReviewDone(review.review, KEEP)))
     assert finish.usage == Usage(10, 10)
     assert finish.cost.branches == 2
     assert finish.cost.resent_prefix_tokens == 7

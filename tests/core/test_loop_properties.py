@@ -50,6 +50,7 @@ POLICY = st.builds(
     review_ahead=st.integers(1, 4),
     max_continuations=st.integers(0, 4),
     review_code=st.booleans(),
+    early_review=st.booleans(),
 )
 
 
