@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from training.generate import Ids
 from training.packing import IGNORE, Example
 from training.tokenizer import ANSWER, END, EOS, KEEP, REVISION, SENTENCE, Coder
 from training.world.babble import babble
-from training.world.chat import Message, sample_conversation, sample_task, small_talk
+from training.world.chat import Message, sample_conversation, sample_task
 from training.world.judge import judge_reply, judge_step, sentences_of
 from training.world.problems import Problem
 from training.world.slips import Carelessness, careless_reply, careless_sentence, corrupt
@@ -33,6 +33,7 @@ class Mix:
     whole: float = 0.17
     notes: float = 0.15
     babble: float = 0.1
+    cut: float = 0.08
     sampled: float = 0.3
     extra: float = 0.5
     keep_token: bool = True
@@ -42,12 +43,16 @@ class Mix:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One review: the sentence at a place in the reply, and the answer (None = keep)."""
+    """One review: the sentence at a place in the reply, and the answer (None = keep).
+
+    `cut`: the sentence is the beginning of one, as the end of a reply is that ran into its limit.
+    """
 
     at: int
     sentence: str
     correction: str | None
     end: bool = False
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +127,23 @@ def _note(
     return Reviewed(messages, polite, tuple(rows))
 
 
-def _talk(rng: random.Random) -> Reviewed:
-    asked, said = small_talk(rng)
+def _talk(messages: tuple[Message, ...], said: str, rng: random.Random) -> Reviewed:
     parts = tuple(sentences_of(said))
     rows = tuple(Row(at, part, None) for at, part in enumerate(parts))
-    return Reviewed(({"role": "user", "content": asked},), parts, rows)
+    return Reviewed(messages, parts, rows, ((said, None),) if rng.random() < 0.4 else ())
+
+
+def cut_short(reviewed: Reviewed, rng: random.Random, share: float) -> Reviewed:
+    """With the beginnings of some of its sentences as further rows: nobody can say what is wrong
+    with them, so they are kept."""
+    rows = []
+    for row in reviewed.rows:
+        words = row.sentence.split(" ")
+        if rng.random() < share and len(words) > 1:
+            rows.append(
+                Row(row.at, " ".join(words[: rng.randrange(1, len(words))]), None, cut=True)
+            )
+    return replace(reviewed, rows=(*reviewed.rows, *rows))
 
 
 def _babble(rng: random.Random) -> Reviewed:
@@ -146,7 +163,7 @@ def synthetic(rng: random.Random, mix: Mix) -> Reviewed:
         return _problem(talk.task, talk.messages, rng, mix)
     if isinstance(talk.task, Request):
         return _note(talk.task, talk.messages, rng, mix)
-    return _talk(rng)
+    return _talk(talk.messages, talk.reply, rng)
 
 
 def judged(task: Problem | Request, committed: str, sentence: str, at: int) -> Row | None:
@@ -174,18 +191,18 @@ def encode(reviewed: Reviewed, coder: Coder, mix: Mix) -> Example:
             weight = mix.trunk_weight if reviewed.known else 0
             example.add(ids, weight, known=ids if reviewed.known else None)
             sees.append(len(example))
-    branches: list[tuple[int, str, str, str | None, bool]] = [
-        (sees[row.at], SENTENCE, row.sentence, row.correction, row.end) for row in reviewed.rows
-    ]
-    branches += [(head, ANSWER, reply, better, False) for reply, better in reviewed.whole]
-    for branch, (seen, kind, text, better, end) in enumerate(branches, 1):
+    branches: list[tuple[int, str, Row]] = [(sees[row.at], SENTENCE, row) for row in reviewed.rows]
+    branches += [(head, ANSWER, Row(0, reply, better)) for reply, better in reviewed.whole]
+    for branch, (seen, kind, row) in enumerate(branches, 1):
+        text, better = row.sentence, row.correction
+        known_text = reviewed.known and not row.cut
         # Without the keep token, an unchanged sentence is answered by itself; but not one from
         # outside the world, which such a small model could not even copy.
-        again = better is None and not mix.keep_token and kind == SENTENCE and reviewed.known
-        answer = _answer(coder, text if again else better, end)
+        again = better is None and not mix.keep_token and kind == SENTENCE and known_text
+        answer = _answer(coder, text if again else better, row.end)
         written = coder.data(text)
         due = written if better is None else answer[:-1]
-        known, faults = foreseen(written, due) if reviewed.known else (None, [0] * len(written))
+        known, faults = foreseen(written, due) if known_text else (None, [0] * len(written))
         example.add([coder.ids[kind]], 0, branch=branch, sees=seen)
         example.add(written, 0, branch=branch, sees=seen, known=known, faults=faults)
         example.add([coder.ids[REVISION]], 0, branch=branch, sees=seen)
@@ -219,10 +236,9 @@ def examples(
 ) -> Iterator[Example]:
     """Yield training examples without end."""
     while True:
-        if sampled and rng.random() < mix.sampled:
-            yield encode(rng.choice(sampled), coder, mix)
-        else:
-            yield encode(synthetic(rng, mix), coder, mix)
+        own = sampled and rng.random() < mix.sampled
+        drawn = rng.choice(sampled) if own else synthetic(rng, mix)
+        yield encode(cut_short(drawn, rng, mix.cut), coder, mix)
 
 
 __all__ = ["Mix", "Reviewed", "Row", "encode", "examples", "judged", "sample_task", "synthetic"]
