@@ -232,7 +232,7 @@ def test_deep_supervision_teaches_the_lower_layers_and_leaves_nothing_else_behin
 
     before = known_loss()
     rows = pack(examples(random.Random(0), coder, Mix(), ()), 3, 512, coder.tokenizer.pad_token_id)
-    train(model, rows, optim, name="t", compiled=False, deep=Deep(exit=2))
+    train(model, rows, optim, name="t", compiled=False, deep=Deep(exit=2, exit_weight=4.0))
     assert known_loss() < 0.85 * before
     assert set(model.state_dict()) == names
 
