@@ -171,7 +171,7 @@ class Session:
                     if chunk.finish_reason and finish_reason is None:
                         # The last sentence need not wait for the usage and the end of the body.
                         finish_reason = chunk.finish_reason
-                        self._dispatch(TextEnded(branch))
+                        self._dispatch(TextEnded(branch, finish_reason))
                     if branch not in self._branches:
                         return
                     if not self._gate.is_set():

@@ -18,7 +18,9 @@ from stream_aligner_proxy.core.errors import ConfigError, ReviewError
 from stream_aligner_proxy.core.prompts import KEEP, PromptProfile, Revision, Segment
 from stream_aligner_proxy.core.records import Review
 
-CACHED_SEGMENTS = 512
+CACHED_SEGMENTS = 256
+# What is longer changes with each review, or would take too much memory.
+CACHED_CHARS = 8192
 
 
 class Encoder:
@@ -46,7 +48,7 @@ class Encoder:
         end: int | None = tokenizer.eos_token_id
         self._end = end if end is not None and end in self.ends else min(self.ends)
         self._bos = tokenizer.bos_token_id if profile.bos else None
-        self._encode = lru_cache(maxsize=CACHED_SEGMENTS)(self._encode_segment)
+        self._cached = lru_cache(maxsize=CACHED_SEGMENTS)(self._encode_segment)
 
     def count(self, segment: Segment) -> int:
         """Tokens in a segment."""
@@ -83,6 +85,10 @@ class Encoder:
             ordinary, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return Revision(text, tuple(controls), finished)
+
+    def _encode(self, segment: Segment) -> tuple[int, ...]:
+        long = len(segment.text) > CACHED_CHARS
+        return self._encode_segment(segment) if long else self._cached(segment)
 
     def _control_id(self, token: str) -> int:
         ids = self._tokenizer.encode(token, add_special_tokens=False)

@@ -98,6 +98,7 @@ def decide(
             body={key: value for key, value in relay_body.items() if key not in _OURS},
             conversation=body.conversation(),
             max_tokens=body.token_limit(),
+            stop=body.stop,
             headers=headers,
             request_id=request_id,
         ),

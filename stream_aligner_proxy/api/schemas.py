@@ -17,6 +17,7 @@ from pydantic import (
     StrictStr,
     Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -114,10 +115,21 @@ class ChatBody(BaseModel):
     n: Annotated[StrictInt, Field(ge=1)] | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0)] | None = None
+    stop: tuple[str, ...] = ()
     modalities: list[StrictStr] | None = None
     tools: list[dict[str, Any]] | None = None
     response_format: ResponseFormat | None = None
     stream_aligner: Extension | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> tuple[str, ...]:
+        if value is None:
+            return ()
+        stops = [value] if isinstance(value, str) else value
+        if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+            raise PydanticCustomError("stop", "must be a string or a list of strings")
+        return tuple(stop for stop in stops if stop)
 
     def conversation(self) -> tuple[Turn, ...]:
         return tuple(Turn(message.role, message.text()) for message in self.messages)

@@ -49,6 +49,7 @@ class TextEnded:
     """No more text will come on a branch; its end, with the usage, is still to be told."""
 
     branch: int
+    finish_reason: str
 
 
 @dataclass(frozen=True, slots=True)

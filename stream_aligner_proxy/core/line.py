@@ -26,7 +26,7 @@ class Splitter(Protocol):
 
     def feed(self, text: str) -> list[Sentence]: ...
 
-    def flush(self) -> list[Sentence]: ...
+    def flush(self, *, more: bool = False) -> list[Sentence]: ...
 
 
 class WholeAnswer:
@@ -45,7 +45,9 @@ class WholeAnswer:
         self.pending += len(text)
         return []
 
-    def flush(self) -> list[Sentence]:
+    def flush(self, *, more: bool = False) -> list[Sentence]:
+        if more:
+            return []  # a part in the middle does not make it whole
         text = "".join(self._pieces)
         self._pieces.clear()
         self.pending = 0
@@ -63,21 +65,18 @@ class Unit:
     tokens: int
     branch: int
     passed: bool
-    guarded: bool  # in a code block that a rewrite opened
     review: int | None = None
     verdict: Verdict | None = None
     error: ProxyError | None = None
 
 
-def unit_of(
-    sentence: Sentence, branch: int, tokens: int, *, passed: bool, guarded: bool = False
-) -> Unit:
+def unit_of(sentence: Sentence, branch: int, tokens: int, *, passed: bool) -> Unit:
     """A sentence taken apart; what holds only whitespace is passed whatever `passed` says."""
     text = sentence.text
     core = text.strip()
     lead = text[: len(text) - len(text.lstrip())] if core else text
     tail = text[len(lead) + len(core) :]
-    return Unit(text, lead, core, tail, tokens, branch, passed or not core, guarded)
+    return Unit(text, lead, core, tail, tokens, branch, passed or not core)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,7 @@ class AlignmentLoop:
     def __init__(self, request: ChatRequest, policy: Policy, *, can_continue: bool) -> None:
         whole = policy.mode is Mode.WHOLE
         self._conversation = request.conversation
+        self._stops = request.stop
         self._policy = policy
         self._whole = whole
         self._continuations_left = policy.max_continuations if can_continue and not whole else 0
@@ -82,9 +83,12 @@ class AlignmentLoop:
         self._splitter: Splitter = self._new_splitter()
         self._owed = ""  # committed trailing whitespace that was not sent with the prefix
         self._rewritten = False  # text of the running branch was changed
+        self._ended: str | None = None  # why the running branch ended, once it has
+        self._told = False  # the running branch told its end itself
         self._aligners_fence = False  # the code block being written was opened by a rewrite
         self._waiting: deque[Unit | Part | End | Broken] = deque()
         self._units = 0  # of these, sentences
+        self._behind: list[Part] = []  # parts behind the beginning of a whole answer
         self._reviews: dict[int, Unit] = {}  # in flight
         self._next_review = 0
         self._early: Unit | None = None  # reviewed, but not known to be a whole sentence
@@ -143,13 +147,14 @@ class AlignmentLoop:
             case TextArrived(_, text, tokens):
                 self._text(text, tokens)
             case PartArrived(_, part, tokens):
-                self._line_up(self._splitter.flush())
-                self._waiting.append(Part(part, tokens))
+                self._line_up(self._splitter.flush(more=True))
+                self._part(Part(part, tokens))
             case PromptMetered(_, tokens):
                 self._meter.prompt(tokens)
-            case TextEnded():
-                self._line_up(self._splitter.flush())
+            case TextEnded(_, finish_reason):
+                self._end_text(finish_reason)
             case BranchEnded(_, finish_reason, usage):
+                self._told = True
                 self._end(finish_reason, usage)
             case BranchBroke(_, error):
                 self._close_branch()
@@ -198,8 +203,24 @@ class AlignmentLoop:
             self._close_branch()
             self._waiting.append(Broken(ReviewError("the reply is too long to review as a whole")))
 
-    def _end(self, finish_reason: str, usage: Usage | None) -> None:
+    def _part(self, part: Part) -> None:
+        if not self._splitter.pending:
+            self._waiting.append(part)
+            return
+        # A whole answer that has begun comes first, and it is whole only at its end.
+        self._behind.append(part)
+        if len(self._behind) > self._policy.max_whole_chars:
+            self._close_branch()
+            self._waiting.append(Broken(ReviewError("the reply is too long to review as a whole")))
+
+    def _end_text(self, finish_reason: str) -> None:
+        self._ended = finish_reason
         self._line_up(self._splitter.flush())
+        self._waiting.extend(self._behind)
+        self._behind.clear()
+
+    def _end(self, finish_reason: str, usage: Usage | None) -> None:
+        self._end_text(finish_reason)
         self._waiting.append(End(finish_reason, usage))
         self._close_branch()
 
@@ -208,9 +229,9 @@ class AlignmentLoop:
             tokens = self._meter.take(len(sentence.text))
             code = sentence.kind == "code"
             # A fence that the aligner put in must not let what follows it pass (rule 3).
-            self._aligners_fence = guarded = self._aligners_fence and code
-            passed = code and not (self._policy.review_code or guarded)
-            unit = unit_of(sentence, self._branch, tokens, passed=passed, guarded=guarded)
+            self._aligners_fence = self._aligners_fence and code
+            passed = code and not (self._policy.review_code or self._aligners_fence)
+            unit = unit_of(sentence, self._branch, tokens, passed=passed)
             if self._early and unit.core == self._early.core and not unit.passed:
                 self._adopt_early(unit)
             elif self._early:
@@ -266,8 +287,11 @@ class AlignmentLoop:
         # A running branch knows nothing of longer text put in before: only then is its own text
         # measured against the client's limit.
         fitting = self._meter.cut(unit.text) if self._rewritten else unit.text
-        self._commit(unit, fitting, outcome)
-        if fitting != unit.text:
+        text, stopped = self._until_stop(fitting)
+        self._commit(unit, text, outcome)
+        if stopped:
+            self._finish("stop", None)
+        elif fitting != unit.text:
             self._finish("length", None)
         elif end:
             self._finish("stop", None)
@@ -275,23 +299,51 @@ class AlignmentLoop:
     def _replace(self, unit: Unit, replacement: str, end: bool) -> None:
         self._corrections += 1
         self._rewritten = True
-        fitting = self._meter.cut(replacement)
+        # Measured with the white space before it, which may be lines of it.
+        fitting = self._meter.cut(unit.lead + replacement)[len(unit.lead) :]
         text = unit.lead + fitting + unit.tail if fitting else ""
-        was_code = self._new_splitter().in_code
+        text, stopped = self._until_stop(text)
         self._commit(unit, text, "replace")
-        if end:
+        if end or stopped:
             self._finish("stop", None)
         elif fitting != replacement or (self._meter.remaining == 0 and not self._whole):
             self._finish("length", None)
-        elif replacement and self._continuations_left > 0:
+        elif replacement and self._continuations_left > 0 and not self._ended_for_good():
             self._continuations_left -= 1
             self._drop_line()
             self._close_branch()
             self._open_branch()
-            self._aligners_fence = self._splitter.in_code and (unit.guarded or not was_code)
+            # What was rewritten was no code that passes, so an open block is not the upstream's.
+            self._aligners_fence = self._splitter.in_code
         else:
             # The branch stays; what was reviewed ahead had assumed the sentence was kept.
             self._drop_reviews(keep_units=True)
+
+    def _until_stop(self, text: str) -> tuple[str, bool]:
+        """`text` up to the first of the client's stop strings, and whether there is one.
+
+        The upstream stops at them by itself, but it knows neither rewritten text nor, on a new
+        branch, the text before the seam.
+        """
+        if not self._stops:
+            return text, False
+        before = self._committed[-(max(map(len, self._stops)) - 1) :] if self._committed else ""
+        joined = before + text
+        found = [
+            at
+            for stop in self._stops
+            if (at := joined.find(stop, max(0, len(before) - len(stop) + 1))) >= 0
+        ]
+        if not found:
+            return text, False
+        return text[: max(0, min(found) - len(before))], True
+
+    def _ended_for_good(self) -> bool:
+        """Whether the branch ended for a reason that a continuation must not get around: one such
+        as `content_filter`, or perhaps one of the client's stop strings."""
+        if self._ended == "stop":
+            return bool(self._stops)
+        return self._ended not in (None, "length")
 
     def _commit(self, unit: Unit, text: str, outcome: Outcome) -> None:
         self._waiting.popleft()
@@ -300,7 +352,7 @@ class AlignmentLoop:
         if outcome == "replace":
             self._meter.rewritten(text)
         else:
-            self._meter.delivered += unit.tokens
+            self._meter.kept(text, unit.tokens, cut=len(text) < len(unit.text.strip()))
         self._committed += text
         self._actions.append(
             Deliver(
@@ -402,7 +454,8 @@ class AlignmentLoop:
     def _open_branch(self) -> None:
         self._branch += 1
         self._branch_open = True
-        self._rewritten = False
+        self._rewritten = self._told = False
+        self._ended = None
         self._splitter = self._new_splitter()
         prefix = self._committed.rstrip()
         self._owed = self._committed[len(prefix) :]
@@ -421,6 +474,10 @@ class AlignmentLoop:
             usage = ended.usage
             rewritten = rewritten or len(self._waiting) > 1
         total = self._meter.usage(usage, rewritten=rewritten)
+        if total is None and not self._told:
+            # Closed before the upstream had counted: the client is told the best estimate.
+            asked = sum(len(turn.text) for turn in self._conversation)
+            total = self._meter.guess(asked)
         self._stop()
         self._actions.append(Finish(finish_reason, total, self.cost))
 

@@ -16,8 +16,9 @@ from stream_aligner_proxy.core.records import Usage
 
 # Before any text was seen.
 _CHARS_PER_TOKEN = 4.0
-# No common tokenizer needs more for text it knows: four letters, one digit or one other sign.
-_PIECE = re.compile(r"[A-Za-z]{1,4}|[^\sA-Za-z]|\n")
+# No common tokenizer needs more for text it knows: four letters, one digit or one other sign; white
+# space goes with the word after it, and is a token of its own before anything else.
+_PIECE = re.compile(r"[A-Za-z]{1,4}|[^\sA-Za-z]|\n|[^\S\n](?![A-Za-z])")
 # Chinese and Japanese put no white space between words: each of their characters may be the last.
 _WORD_END = re.compile(r"[ \n]|(?<=[\u3001-\u30ff\u3400-\u9fff\uf900-\ufaff\uff01-\uff65])")
 
@@ -76,7 +77,7 @@ class Meter:
     @property
     def untaken(self) -> int:
         """Tokens that arrived on the running branch and belong to no unit yet taken."""
-        return self._seen - self._taken
+        return max(0, self._seen - self._taken)
 
     def prompt(self, tokens: int) -> None:
         """The running branch's prompt size, as the upstream counts it."""
@@ -85,7 +86,7 @@ class Meter:
         self._branch_prompt = tokens
         if self._branches == 1:
             self._prompt = tokens
-        elif self._prompt is not None and tokens >= self._prompt:
+        elif self._prompt and tokens > self._prompt:  # a server may tell 0 for "not told"
             correction = tokens - self._prompt - self._at_open
             self._at_open += correction
             self.delivered += correction
@@ -105,20 +106,34 @@ class Meter:
     def take(self, characters: int) -> int:
         """Tokens of the next `characters` of the running branch.
 
-        A token across the border counts for the earlier unit.
+        A token across the border counts for the earlier unit. Where several tokens came at once,
+        those that may lie on either side count for both.
         """
         tokens = 0
         while characters > 0 and self._ledger:
             entry = self._ledger[0]
-            tokens += entry[1]
-            entry[1] = 0
             if entry[0] > characters:
-                entry[0] -= characters
+                share, rest = entry[1], 0
+                if entry[1] > 1:
+                    share = -(-entry[1] * characters // entry[0])
+                    rest = -(-entry[1] * (entry[0] - characters) // entry[0])
+                tokens += share
+                entry[0], entry[1] = entry[0] - characters, rest
                 break
+            tokens += entry[1]
             characters -= entry[0]
             self._ledger.popleft()
         self._taken += tokens
         return tokens
+
+    def kept(self, text: str, tokens: int, *, cut: bool) -> None:
+        """Text of the running branch was committed; `tokens` came for it, or (`cut`) for more."""
+        if cut:
+            tokens = min(tokens, self._estimate(text))
+        self.delivered += tokens
+        if self._branch_prompt is None:
+            # The upstream does not count as it goes, and one delta may hold many tokens.
+            self._margin += max(0, self._bound(text) - tokens)
 
     def rewritten(self, text: str) -> None:
         """Text that no branch wrote was committed."""
@@ -165,4 +180,13 @@ class Meter:
         text, aside = self.delivered - self._at_open, self.aside - self._aside_at_open
         if final is not None and self._seen and final.completion_tokens > aside:
             text = round(text * (final.completion_tokens - aside) / self._seen)
-        return Usage(prompt, before + text + aside)
+        return Usage(prompt, self._at_most_asked(before + text + aside))
+
+    def guess(self, prompt_chars: int) -> Usage:
+        """Where the upstream never told the prompt's size: estimated from its characters."""
+        ratio = self._chars / self._tokens if self._chars and self._tokens else _CHARS_PER_TOKEN
+        return Usage(-int(-prompt_chars // ratio), self._at_most_asked(self.delivered + self.aside))
+
+    def _at_most_asked(self, tokens: int) -> int:
+        """An estimate, held to the limit: more than was asked for is not delivered."""
+        return tokens if self.limit is None else min(tokens, self.limit)

@@ -41,6 +41,9 @@ class Segment:
 
 CountTokens = Callable[[Segment], int]
 
+# Text that has more characters for each of its tokens, over a whole window, is rare enough.
+_CLIP_CHARS_PER_TOKEN = 6
+
 
 @dataclass(frozen=True, slots=True)
 class Revision:
@@ -147,6 +150,24 @@ def restore(text: str) -> str:
     return _DEFUSED.sub(r"##\1", text)
 
 
+# The turn marks of the `aligner` format are plain text as well.
+_TURNS = "BEGINNING OF CONVERSATION|USER|ASSISTANT"
+_TURN = re.compile(rf"\b({_TURNS})({_JOINER}*):")
+_DEFUSED_TURN = re.compile(rf"\b({_TURNS}){_JOINER}({_JOINER}*):")
+
+
+def _same(text: str) -> str:
+    return text
+
+
+def _defuse_turns(text: str) -> str:
+    return _TURN.sub(rf"\1{_JOINER}\2:", text)
+
+
+def _restore_turns(text: str) -> str:
+    return _DEFUSED_TURN.sub(r"\1\2:", text)
+
+
 def last_user_message(conversation: tuple[Turn, ...]) -> str:
     for turn in reversed(conversation):
         if turn.role == "user":
@@ -169,22 +190,27 @@ class Published:
     scopes: frozenset[Scope]
     control_tokens: tuple[str, ...] = ()
     bos: bool = True
+    defuse_turns: Callable[[str], str] = _same
+    restore_turns: Callable[[str], str] = _same
+
+    def _defused(self, text: str) -> str:
+        return self.defuse_turns(defuse(text))
 
     def render(self, review: Review) -> tuple[Segment, ...]:
         middle = self.template.format(
-            question=defuse(last_user_message(review.conversation)),
-            prefix=defuse(review.committed),
-            last=defuse(review.sentence),
+            question=self._defused(last_user_message(review.conversation)),
+            prefix=self._defused(review.committed),
+            last=self._defused(review.sentence),
         )
         segments = (Segment(self.before, True), Segment(middle), Segment(self.after, True))
         return tuple(segment for segment in segments if segment.text)
 
     def draft(self, review: Review) -> str:
-        return defuse(review.sentence)
+        return self._defused(review.sentence)
 
     def read(self, revision: Revision, review: Review) -> Verdict:
         _unfinished(revision)
-        text = restore(revision.text).strip()
+        text = restore(self.restore_turns(revision.text)).strip()
         return Verdict(None if text == review.sentence else text)
 
 
@@ -216,6 +242,8 @@ PROFILES: dict[str, PromptProfile] = {
             before="",
             after="",
             scopes=_WHOLE,
+            defuse_turns=_defuse_turns,
+            restore_turns=_restore_turns,
         ),
     )
 }
@@ -230,6 +258,7 @@ def fit(review: Review, profile: PromptProfile, count: CountTokens, budget: int)
     without its beginning.
     Raises `ReviewError` where the sentence alone does not fit.
     """
+    review = _clipped(review, budget)
 
     def size(candidate: Review) -> int:
         return sum(count(segment) for segment in profile.render(candidate))
@@ -249,6 +278,22 @@ def fit(review: Review, profile: PromptProfile, count: CountTokens, budget: int)
             return candidate
         slack = 2 * slack + 1
     return bare
+
+
+def _clipped(review: Review, budget: int) -> Review:
+    """Without what is surely too far back, so that the cost does not grow with the length.
+
+    The committed text is cut at multiples of a power of two, as in `_cut_committed`, and keeps
+    between once and twice that much.
+    """
+    room = 1 << (max(budget, 1) * _CLIP_CHARS_PER_TOKEN).bit_length()
+    start = max(0, len(review.committed) // room - 1) * room
+    turns: list[Turn] = []
+    for turn in reversed(review.conversation):
+        turns.append(Turn(turn.role, turn.text[-room:]))
+        if sum(len(kept.text) for kept in turns) > 2 * room:
+            break
+    return replace(review, conversation=tuple(reversed(turns)), committed=review.committed[start:])
 
 
 def _cut(

@@ -94,6 +94,7 @@ class ChatRequest:
     body: Mapping[str, Any]
     conversation: tuple[Turn, ...]
     max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     request_id: str = ""
 

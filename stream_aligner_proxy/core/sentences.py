@@ -153,10 +153,15 @@ class SentenceSplitter:
             return []
         return self._run(final=False)
 
-    def flush(self) -> list[Sentence]:
-        """Return the rest; the splitter is then as new, at the start of a text."""
+    def flush(self, *, more: bool = False) -> list[Sentence]:
+        """Return the rest; the splitter is then as new, at the start of a text.
+
+        ``more``: the text goes on after something that is not text. Then a code block stays open,
+        and the next character opens a line only if the last one ended one.
+        """
         out = self._run(final=True)
-        self._clear()
+        if not more:
+            self._clear()
         return out
 
     def _run(self, *, final: bool) -> list[Sentence]:

@@ -98,7 +98,7 @@ class ShadowLoop:
                 self._delivered.append(text)
                 return [Deliver(text=text), *self._review(self._splitter.feed(text))]
             case PartArrived(_, part) if self._open:
-                return [*self._review(self._splitter.flush()), Deliver(part=part)]
+                return [*self._review(self._splitter.flush(more=True)), Deliver(part=part)]
             case BranchEnded(_, finish_reason, usage) if self._open:
                 self._end = (finish_reason, usage)
                 reviews = self._review(self._splitter.flush())
@@ -108,11 +108,13 @@ class ShadowLoop:
             case ReviewDone(review, verdict) if review in self._reviews:
                 self._aligner_prompt += verdict.prompt_tokens
                 self._aligner_completion += verdict.completion_tokens
-                if verdict.replacement is None:
+                new = None if verdict.replacement is None else verdict.replacement.strip()
+                # As in the loop: the same text, whitespace apart, is no change.
+                if new is None or new == self._reviews[review][1].strip():
                     actions = self._record(review, "keep", None, end=verdict.end)
                 else:
                     self._corrections += 1
-                    actions = self._record(review, "replace", verdict.replacement, end=verdict.end)
+                    actions = self._record(review, "replace", new, end=verdict.end)
                 return [*actions, *self._finish_if_whole()]
             case ReviewBroke(review, error) if review in self._reviews:
                 actions = self._record(review, "unreviewed", None, error=error.message)

@@ -23,6 +23,10 @@ _BEFORE_TEXT = frozenset(
 _AFTER_TEXT = frozenset(
     ("tool_calls", "function_call", "refusal", "audio", "images", "annotations")
 )
+# The same for the items of a content that is a list.
+_CONTENT_PARTS = frozenset(
+    ("thinking", "reference", "image", "image_url", "audio", "input_audio", "file")
+)
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
@@ -146,9 +150,11 @@ def _content(content: object) -> tuple[str, Mapping[str, Any]]:
     text: list[str] = []
     others: list[Any] = []
     for item in content:
-        if isinstance(item, dict) and isinstance(item.get("text"), str):
+        if isinstance(item, str):
+            text.append(item)
+        elif isinstance(item, dict) and isinstance(item.get("text"), str):
             text.append(item["text"])
-        else:
+        elif isinstance(item, dict) and item.get("type") in _CONTENT_PARTS:
             others.append(item)
     return "".join(text), {"content": others} if others else {}
 

@@ -216,7 +216,7 @@ class HttpUpstream:
         response = await exchange.send()
         if response.status_code == 200:
             return response
-        body = await exchange.read_all(_MAX_ERROR_BYTES)
+        body = await exchange.read_start(_MAX_ERROR_BYTES)
         raise refusals.from_status(response.status_code, response.headers, body)
 
     def _headers(

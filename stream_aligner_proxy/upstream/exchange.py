@@ -102,6 +102,13 @@ class Exchange:
                 raise UpstreamGarbled(f"{self._who} answered with more than {limit} bytes")
         return b"".join(parts)
 
+    async def read_start(self, limit: int) -> bytes:
+        """The body, or at least its first `limit` bytes; the rest is then not read."""
+        body = bytearray()
+        while len(body) < limit and (data := await self.read()) is not None:
+            body += data
+        return bytes(body)
+
     async def drain(self) -> None:
         """Read to the end after the last event, so that the connection can be used again."""
         try:

@@ -112,7 +112,7 @@ class Simulation:
             self.send(TextArrived(branch, chunks.pop(0)))
         elif branch not in self.told:
             self.told.add(branch)
-            self.send(TextEnded(branch))
+            self.send(TextEnded(branch, "stop"))
         else:
             self.send(BranchEnded(branch, "stop"))
 

@@ -32,15 +32,24 @@ from stream_aligner_proxy.core.records import (
     Usage,
     Verdict,
 )
+from stream_aligner_proxy.core.shadow import ShadowLoop
 
 REQUEST = ChatRequest("m", {}, (Turn("user", "q"),))
 KEEP = Verdict()
 
 
-def loop_of(policy: Policy | None = None, *, can_continue=True, max_tokens=None) -> AlignmentLoop:
-    request = ChatRequest("m", {}, (Turn("user", "q"),), max_tokens)
+def loop_of(
+    policy: Policy | None = None, *, can_continue=True, max_tokens=None, stop=()
+) -> AlignmentLoop:
+    request = ChatRequest("m", {}, (Turn("user", "q"),), max_tokens, stop)
     loop = AlignmentLoop(request, policy or Policy(), can_continue=can_continue)
     assert loop.start() == [OpenBranch(0, "", max_tokens)]
+    return loop
+
+
+def shadow_of(policy: Policy) -> ShadowLoop:
+    loop = ShadowLoop(REQUEST, policy)
+    loop.start()
     return loop
 
 
@@ -259,6 +268,122 @@ def test_a_fence_that_a_rewrite_opened_lets_nothing_pass_unreviewed():
     assert texts(actions) == [" So", "\n```", "\ny = 1.", "\n```"]
 
 
+@pytest.mark.parametrize("loop_kind", [loop_of, shadow_of])
+def test_a_part_in_the_middle_of_a_code_block_does_not_turn_its_end_into_a_beginning(loop_kind):
+    loop = loop_kind(Policy(review_ahead=9, lookahead=9))
+    asked = of(StartReview, loop.handle(TextArrived(0, "Here:\n```py\nx = 1\n")))
+    asked += of(StartReview, loop.handle(PartArrived(0, {"annotations": [1]})))
+    asked += of(StartReview, loop.handle(TextArrived(0, "y = 2\n```\nBad one. Bad two.")))
+    asked += of(StartReview, loop.handle(TextEnded(0, "stop")))
+    asked += of(StartReview, loop.handle(BranchEnded(0, "stop")))
+    assert [a.request.sentence for a in asked] == ["Here:", "Bad one.", "Bad two."]
+
+
+def test_a_part_in_the_middle_of_a_line_opens_no_line():
+    loop = loop_of(Policy(review_ahead=9, lookahead=9))
+    loop.handle(TextArrived(0, "Write it as "))
+    loop.handle(PartArrived(0, {"annotations": [1]}))
+    actions = loop.handle(TextArrived(0, "```\nBad one. Bad two.\n"))
+    assert "passed" not in [d.unit.outcome for d in of(Deliver, actions) if d.unit]
+
+
+def settled(loop, actions, judge):
+    """All actions, with every review answered at once."""
+    done, pending = list(actions), of(StartReview, actions)
+    while pending:
+        started = pending.pop(0)
+        new = loop.handle(ReviewDone(started.review, judge(started.request.sentence)))
+        done += new
+        pending += of(StartReview, new)
+    return done
+
+
+def test_a_deletion_that_lets_the_committed_text_begin_with_a_fence_lets_nothing_pass():
+    verdicts = {"Sure!": Verdict(""), "This is wrong.": Verdict("This is right.")}
+    loop = loop_of()
+    text = "Sure! ```Python prints.\nThis is wrong. And"
+    actions = settled(loop, loop.handle(TextArrived(0, text)), lambda s: verdicts.get(s, KEEP))
+    assert of(OpenBranch, actions)[0].prefix == "```Python prints.\nThis is right."
+    actions = settled(loop, loop.handle(TextArrived(1, "\nBad one.\nBad two.\n")), lambda s: KEEP)
+    outcomes = {d.unit.outcome for d in of(Deliver, actions) if d.unit}
+    assert outcomes == {"keep"}
+
+
+def test_a_whole_answer_is_one_also_where_a_part_stands_in_it():
+    loop = loop_of(Policy(mode=Mode.WHOLE))
+    assert texts(loop.handle(PartArrived(0, {"reasoning": "hm"}))) == [""]
+    loop.handle(TextArrived(0, "First half. "))
+    assert loop.handle(PartArrived(0, {"annotations": [1]})) == []
+    loop.handle(TextArrived(0, "Second half."))
+    [started] = of(StartReview, loop.handle(BranchEnded(0, "stop")))
+    assert started.request.sentence == "First half. Second half."
+    actions = loop.handle(ReviewDone(0, KEEP))
+    assert [(d.text, d.part) for d in of(Deliver, actions)] == [
+        ("First half. Second half.", None),
+        ("", {"annotations": [1]}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "delivered"),
+    [("Good STOP here.", "Good "), ("STOP", ""), ("A. END ST", "A. END ST")],
+)
+def test_a_rewrite_ends_at_a_stop_string_of_the_client(verdict, delivered):
+    loop = loop_of(stop=("STOP", "end"))
+    loop.handle(TextArrived(0, "Bad. Next"))
+    actions = loop.handle(ReviewDone(0, Verdict(verdict)))
+    assert loop.committed == delivered
+    assert bool(of(Finish, actions)) == ("STOP" in verdict)
+    assert bool(of(OpenBranch, actions)) == ("STOP" not in verdict)
+
+
+def test_a_stop_string_across_the_seam_ends_the_reply():
+    loop = loop_of(stop=("4. Five",))
+    loop.handle(TextArrived(0, "Bad. Next"))
+    loop.handle(ReviewDone(0, Verdict("It is 4.")))
+    [started] = of(StartReview, loop.handle(TextArrived(1, " Five is more. And")))
+    actions = loop.handle(ReviewDone(started.review, KEEP))
+    assert loop.committed == "It is 4."
+    assert of(Finish, actions)[0].finish_reason == "stop"
+
+
+def test_a_reply_that_ended_perhaps_at_a_stop_string_is_not_continued():
+    loop = loop_of(stop=("x",))
+    loop.handle(TextArrived(0, "Ben h"))
+    loop.handle(TextEnded(0, "stop"))
+    actions = loop.handle(ReviewDone(0, Verdict("Ben.")))
+    assert of(OpenBranch, actions) == []
+    assert of(Finish, loop.handle(BranchEnded(0, "stop", Usage(3, 2))))[0].finish_reason == "stop"
+    assert loop.committed == "Ben."
+
+
+def test_a_reply_that_a_filter_ended_is_not_continued_past_it():
+    loop = loop_of()
+    loop.handle(TextArrived(0, "Bad."))
+    loop.handle(BranchEnded(0, "content_filter"))
+    actions = loop.handle(ReviewDone(0, Verdict("Good.")))
+    assert of(OpenBranch, actions) == []
+    assert of(Finish, actions)[0].finish_reason == "content_filter"
+
+
+def test_usage_is_estimated_where_the_upstream_was_closed_before_it_told_any():
+    loop = loop_of(can_continue=False, max_tokens=4)
+    loop.handle(TextArrived(0, "Bad one. More"))
+    [finish] = of(Finish, loop.handle(ReviewDone(0, Verdict("One two three four five six."))))
+    assert finish.finish_reason == "length"
+    assert finish.usage is not None
+    assert finish.usage.prompt_tokens > 0
+    assert 0 < finish.usage.completion_tokens <= 4
+
+
+def test_lines_before_a_rewrite_count_against_the_limit():
+    loop = loop_of(max_tokens=6)
+    loop.handle(TextArrived(0, "A.\n\nBad. So"))
+    loop.handle(ReviewDone(0, KEEP))
+    loop.handle(ReviewDone(1, Verdict("1 2 3 4 5 6 7")))
+    assert loop.committed == "A.\n\n1"
+
+
 def test_what_seems_a_sentence_is_asked_about_before_it_is_sure_to_be_one():
     loop = loop_of()
     [started] = loop.handle(TextArrived(0, "One two."))
@@ -294,7 +419,7 @@ def test_an_early_review_is_void_when_what_it_assumed_before_it_was_rewritten():
     assert DropReview(1) in actions
     [again] = of(StartReview, actions)
     assert again.request == Review((Turn("user", "q"),), "1 2.", "Three four.")
-    actions = loop.handle(TextEnded(0))
+    actions = loop.handle(TextEnded(0, "stop"))
     assert of(StartReview, actions) == []
     assert texts(loop.handle(ReviewDone(again.review, KEEP))) == [" Three four."]
 
@@ -317,7 +442,7 @@ def test_what_may_well_go_on_is_not_asked_about_early(text):
 def test_the_last_sentence_need_not_wait_for_the_branchs_end():
     loop = loop_of()
     loop.handle(TextArrived(0, "It is 4."))
-    [started] = loop.handle(TextEnded(0))
+    [started] = loop.handle(TextEnded(0, "stop"))
     assert started.request.sentence == "It is 4."
     assert texts(loop.handle(ReviewDone(0, KEEP))) == ["It is 4."]
     [finish] = of(Finish, loop.handle(BranchEnded(0, "stop", Usage(3, 4))))

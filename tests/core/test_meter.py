@@ -47,3 +47,63 @@ def test_usage_of_changed_text_follows_the_upstreams_count_where_a_delta_is_many
 
 def test_a_word_that_fits_is_kept_whatever_white_space_follows_it():
     assert Meter(1).cut("word\n\nmore") == "word"
+
+
+def test_numbers_and_signs_after_white_space_are_bounded_by_two_tokens_each():
+    # As tokenizers of the Qwen and Llama families cut them.
+    for text, tokens in (("1 2 3", 5), ("x = 1\tif y", 7), ("one two", 2)):
+        assert Meter(tokens).cut(text) == text
+        assert Meter(tokens - 1).cut(text) != text
+
+
+def test_tokens_of_a_delta_across_a_border_are_lost_to_neither_side():
+    meter = Meter(None)
+    meter.open_branch()
+    meter.arrived(80, 16)
+    assert meter.take(5) == 1
+    assert meter.take(75) == 15
+    meter.arrived(10, 1)
+    assert (meter.take(4), meter.take(6)) == (1, 0)
+    assert meter.untaken == 0
+
+
+def test_text_of_an_upstream_that_does_not_count_is_bounded_against_the_limit():
+    meter = Meter(40)
+    meter.open_branch()
+    words = " ".join(["word"] * 10)
+    meter.arrived(len(words), 1)
+    meter.kept(words, meter.take(len(words)), cut=False)
+    assert meter.remaining == 30
+    counted = Meter(40)
+    counted.open_branch()
+    counted.prompt(5)
+    counted.arrived(len(words), 10)
+    counted.kept(words, counted.take(len(words)), cut=False)
+    assert counted.remaining == 30
+
+
+def test_a_server_that_tells_no_prompt_tokens_resets_nothing():
+    meter = Meter(20)
+    meter.open_branch()
+    meter.prompt(0)
+    meter.arrived(50, 12)
+    meter.kept("x" * 50, meter.take(50), cut=False)
+    meter.open_branch()
+    meter.prompt(0)
+    assert meter.delivered == 12
+    assert meter.remaining == 8
+
+
+def test_reported_usage_is_never_above_the_limit_where_it_is_an_estimate():
+    meter = Meter(10)
+    meter.open_branch()
+    meter.prompt(5)
+    meter.arrived(60, 14)
+    meter.kept("x" * 20, meter.take(60), cut=True)
+    usage = meter.usage(None, rewritten=True)
+    assert usage is not None
+    assert usage.completion_tokens <= 5
+    meter.rewritten("y" * 100)
+    usage = meter.usage(None, rewritten=True)
+    assert usage is not None
+    assert usage.completion_tokens == 10

@@ -54,7 +54,11 @@ def delta(finish: str | None = None, usage: int | None = None, **fields: Any) ->
         (delta("stop"), [Chunk(finish_reason="stop", tokens=0)]),
         (delta("stop", content="."), [Chunk(".", finish_reason="stop")]),
         (delta(content=[{"type": "text", "text": "Hi"}]), [Chunk("Hi")]),
-        (delta(content=[{"type": "x"}]), [Chunk(part={"content": [{"type": "x"}]})]),
+        (delta(content=["Hi", {"type": "output_text", "output_text": "Ho"}]), [Chunk("Hi")]),
+        (
+            delta(content=[{"type": "thinking", "thinking": []}, {"type": "x", "x": "Ho"}]),
+            [Chunk(part={"content": [{"type": "thinking", "thinking": []}]})],
+        ),
         ({"choices": [{"index": 0, "finish_reason": "stop"}]},
          [Chunk(finish_reason="stop", tokens=0)]),
         ({"choices": [], "prompt_filter_results": []}, []),

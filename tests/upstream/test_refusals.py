@@ -130,3 +130,13 @@ async def test_no_key_shows_when_the_upstream_quotes_it(status: int) -> None:
     ):
         with pytest.raises(UpstreamRejected, match=r"Incorrect API key: \[redacted\]"):
             await collect(upstream, chat())
+
+
+@pytest.mark.anyio
+async def test_a_long_refusal_is_still_the_upstreams_own() -> None:
+    body = {"error": {"message": "too long"}, "input": "x" * 200_000}
+    async with scripted(Rule(fault=Fault(status=422, body=body))) as (upstream, _):
+        with pytest.raises(UpstreamRejected) as caught:
+            await collect(upstream, chat())
+    assert caught.value.status == 422
+    assert len(caught.value.message) < 1000
