@@ -80,8 +80,11 @@ def create_app(
         version=__version__,
         summary="OpenAI-compatible; corrects replies sentence by sentence while they are written.",
         lifespan=lifespan,
+        # Their pages load scripts from elsewhere; the schema itself is at /openapi.json.
         redoc_url=None,
-        docs_url="/docs",
+        docs_url=None,
+        # A redirect would lead to whatever the Host header says, and lose the body.
+        redirect_slashes=False,
     )
     app.add_middleware(RequestId)
     app.include_router(routes(service))

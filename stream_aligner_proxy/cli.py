@@ -30,7 +30,7 @@ examples:
 
       and rules.yaml, a list of regular expressions and what to write instead:
 
-        - {find: 'utili[sz]e', replace: use}
+        - {find: '\\butili[sz]e\\b', replace: use}
 
       Then point any OpenAI client at http://127.0.0.1:8000/v1.
 
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"stream-aligner {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | serve")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{demo,serve}")
     demo = commands.add_parser("demo", help="serve two tiny built-in models: upstream and aligner")
     serve = commands.add_parser("serve", help="serve what a configuration file says")
     serve.add_argument("--config", required=True, type=Path, metavar="FILE", help="a YAML file")

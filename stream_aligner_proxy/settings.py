@@ -296,6 +296,10 @@ def _explain(error: ValidationError) -> list[str]:
             case "model_type":
                 allowed = _allowed_keys((*location, ""))
                 what = f"must be a section with the keys {', '.join(allowed)}"
+            case "tuple_type" | "list_type":
+                what = "must be a list"
+            case "path_type":
+                what = "must be a path"
             case "too_short":
                 what = "must not be empty"
             case "value_error":

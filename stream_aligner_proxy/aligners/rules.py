@@ -24,10 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stream_aligner_proxy.core.errors import ConfigError
 from stream_aligner_proxy.core.records import Review, Scope, Verdict
+from stream_aligner_proxy.strictyaml import load_yaml
 
 log = logging.getLogger(__name__)
 
@@ -86,11 +85,12 @@ def load_rules(path: Path) -> tuple[Rule, ...]:
     """The rules of `path`. Raises `ConfigError` for anything that is not a list of rules."""
     where = f"aligner.path: {path}"
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{where}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: is not YAML: {error}") from error
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: is not UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read: {error.strerror}") from error
+    entries = load_yaml(text, where)
     if not isinstance(entries, list):
         raise ConfigError(f"{where}: must be a list of {{find, replace}} entries")
     return tuple(
@@ -110,6 +110,11 @@ def _rule(entry: Any, where: str, number: int) -> Rule:
     for key in _REQUIRED:
         if key not in entry:
             raise ConfigError(f"{where}: key {key!r} is missing")
+    if any(ord(character) < 32 and character not in "\t\n\r" for character in entry["find"]):
+        raise ConfigError(
+            f"{where}: key 'find' holds a control character; in double quotes YAML reads "
+            "\\b as one: use single quotes"
+        )
     if not entry["find"]:
         raise ConfigError(f"{where}: key 'find' is empty")
     try:

@@ -16,6 +16,7 @@ from stream_aligner_proxy.api.service import Service
 from stream_aligner_proxy.core.errors import (
     ProxyError,
     RequestError,
+    UpstreamGarbled,
     UpstreamRejected,
     UpstreamTimeout,
     UpstreamUnreachable,
@@ -24,7 +25,7 @@ from stream_aligner_proxy.core.errors import (
 _log = logging.getLogger(__name__)
 
 # These messages are the proxy's own words; others may repeat a client's or an upstream's.
-_TELLING = (UpstreamUnreachable, UpstreamTimeout)
+_TELLING = (UpstreamUnreachable, UpstreamTimeout, UpstreamGarbled)
 
 
 def answer(error: ProxyError, extra: dict[str, str] | None = None) -> Response:

@@ -31,6 +31,7 @@ def page_route(service: Service) -> APIRouter:
     """The route of the page. What it is told: modes, the mode by default, example questions."""
     router = APIRouter()
 
+    @router.head("/", include_in_schema=False)
     @router.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
         config = orjson.dumps(

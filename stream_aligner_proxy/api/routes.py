@@ -100,10 +100,12 @@ def routes(service: Service) -> APIRouter:
                 return _json(known)
         raise ModelNotFound(f"The model '{model}' does not exist.", param="model")
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", summary="Is the process alive", tags=["operation"])
     async def healthz() -> Response:
         return _json({"status": "ok"})
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", summary="Can requests be served", tags=["operation"])
     async def readyz() -> Response:
         upstreams = {}
@@ -133,6 +135,14 @@ def routes(service: Service) -> APIRouter:
 
 async def _read(request: Request, limit: int) -> bytes:
     """The body, no more than `limit` bytes of it."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise RequestError(
+            "The request body must not be compressed (content-encoding).",
+            status=415,
+            code="unsupported_encoding",
+            headers={"connection": "close"},
+        )
     too_large = RequestError(
         f"The request body is larger than {limit} bytes.",
         status=413,

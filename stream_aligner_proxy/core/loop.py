@@ -327,7 +327,8 @@ class AlignmentLoop:
         """
         if not self._stops:
             return text, False
-        before = self._committed[-(max(map(len, self._stops)) - 1) :] if self._committed else ""
+        reach = max(map(len, self._stops)) - 1
+        before = self._committed[-reach:] if reach else ""
         joined = before + text
         found = [
             at

@@ -109,7 +109,9 @@ def _turn(message: Any, param: str) -> dict[str, str]:
         content = "".join(known) if len(known) == len(texts) else None
     if not isinstance(content, str):
         raise RequestError(f"{param}.content must be text", param=f"{param}.content")
-    return {"role": message["role"], "content": content}
+    # The newer name of the same role.
+    role = "system" if message["role"] == "developer" else message["role"]
+    return {"role": role, "content": content}
 
 
 def _sampling(body: Mapping[str, Any], room: int, default: int | None) -> Sampling:

@@ -4,6 +4,7 @@ A branch is one `POST /chat/completions`; leaving its context closes the connect
 makes the server stop. Rule: no error, repr or log line holds a key or the server's address.
 """
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ _FORWARDED = frozenset(("traceparent", "tracestate", "x-request-id"))
 _FORWARDED_WITH_KEY = frozenset(("authorization", "openai-organization", "openai-project"))
 _RETURNED = ("content-type", "x-request-id", "openai-processing-ms", "openai-version")
 _MIN_SECRET_CHARS = 8
+# A name of labels (underscores occur in container networks), or an IPv6 address.
+_HOST = re.compile(r"[\w-]+(?:\.[\w-]+)*\.?|[0-9A-Fa-f]*:[0-9A-Fa-f:.]+(?:%[\w.-]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +250,14 @@ def _checked_address(base_url: str, key: str) -> str:
         raise ConfigError(f"{key}: not an address") from error
     if url.scheme not in ("http", "https") or not url.host:
         raise ConfigError(f"{key}: must begin with http:// or https:// and name a host")
-    return base_url.rstrip("/")
+    if not _HOST.fullmatch(url.host):
+        raise ConfigError(f"{key}: the host is not a name or an address")
+    if url.port is not None and not 0 < url.port < 65536:
+        raise ConfigError(f"{key}: the port must be from 1 to 65535")
+    base = base_url.rstrip("/")
+    if base.endswith(("/chat/completions", "/completions", "/models")):
+        raise ConfigError(f"{key}: ends too late; give the API's base, such as http://HOST/v1")
+    return base
 
 
 def _sendable(value: str) -> bool:

@@ -83,7 +83,9 @@ async def test_an_empty_list_keeps_everything(tmp_path: Path) -> None:
     [
         ("{find: a, replace: b}", ["must be a list"]),
         ("", ["must be a list"]),
-        ("[{find: a", ["is not YAML"]),
+        ("[{find: a", ["line 1", "expected"]),
+        ("- {find: a, find: b, replace: c}", ["line 1", "'find' is given twice"]),
+        ('- {find: "\\butili", replace: use}', ["entry 1", "control character", "single quotes"]),
         ("[{find: a, replace: b}, nonsense]", ["entry 2", "must be a mapping"]),
         ("[{find: a, replace: b, flags: i}]", ["entry 1", "'flags'", "find, replace, end, name"]),
         ("[{find: a, replace: b}, {find: a}]", ["entry 2", "'replace' is missing"]),
@@ -104,7 +106,7 @@ async def test_a_wrong_file_is_refused_with_its_place(
     with pytest.raises(ConfigError) as caught:
         await started(tmp_path, text)
     message = str(caught.value)
-    assert message.startswith(f"aligner.path: {tmp_path / 'rules.yaml'}: ")
+    assert message.startswith(f"aligner.path: {tmp_path / 'rules.yaml'}")
     for part in parts:
         assert part in message
 
@@ -116,7 +118,7 @@ async def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 async def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is not UTF-8"):
         await RulesAligner(tmp_path / "rules.yaml").start()
 
 

@@ -39,6 +39,18 @@ async def test_a_corrected_sentence_is_delivered_and_the_upstream_continues_from
     assert text_of(frames) == "Anna has 3 apples. So 3 are left."
 
 
+async def test_the_clients_stop_string_holds_over_rewritten_text() -> None:
+    async with proxy(CONTINUED, WRONG, aligner=counting_right()) as p:
+        reply = (await p.post(stop=["3 app"])).json()
+        none = await p.post(stop=[3])
+        assert len(p.upstream.requests) == 1
+    assert reply["choices"][0]["message"]["content"] == "Anna has "
+    assert reply["choices"][0]["finish_reason"] == "stop"
+    assert none.status_code == 400
+    assert none.json()["error"]["param"] == "stop"
+    assert "a string or a list of strings" in none.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("mode", ["stream", "whole", "shadow", "off"])
 async def test_streamed_and_whole_replies_have_the_same_text(mode: str) -> None:
     rules = (CONTINUED, WRONG)

@@ -34,6 +34,29 @@ async def test_without_an_upstream_the_proxy_lives_but_is_not_ready() -> None:
     assert "127.0.0.1" not in ready.text
 
 
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz"])
+async def test_who_asks_with_head_is_told_the_same_without_a_body(path: str) -> None:
+    async with proxy() as p:
+        answer = await p.client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+async def test_a_slash_too_many_is_an_unknown_path_and_no_redirect() -> None:
+    async with proxy() as p:
+        answer = await p.client.post("/v1/chat/completions/", json={})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_a_compressed_body_is_refused_as_such() -> None:
+    async with proxy() as p:
+        answer = await p.client.post(
+            "/v1/chat/completions", content=b"x", headers={"content-encoding": "gzip"}
+        )
+    assert answer.status_code == 415
+    assert answer.json()["error"]["code"] == "unsupported_encoding"
+
+
 async def test_an_aligner_that_broke_for_good_makes_the_proxy_unready() -> None:
     aligner = FunctionAligner()
     async with proxy(aligner=aligner) as p:

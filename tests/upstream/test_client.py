@@ -10,6 +10,7 @@ import anyio.lowlevel
 import pytest
 
 from stream_aligner_proxy.core.errors import (
+    ConfigError,
     UpstreamError,
     UpstreamGarbled,
     UpstreamRejected,
@@ -298,3 +299,24 @@ async def test_models_and_ping_answer_from_the_list_of_models() -> None:
     async with scripted() as (upstream, _):
         assert [model["id"] for model in await upstream.models()] == ["scripted"]
         await upstream.ping()
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("ftp://h/v1", "http"),
+        ("http://127.0.0.1:99999/v1", "port"),
+        ("http://127.0.0.1:0/v1", "port"),
+        ("http://*/v1", "host"),
+        ("http://a..b/v1", "host"),
+        ("http://h/v1/chat/completions", "base"),
+    ],
+)
+async def test_an_address_that_cannot_work_is_refused_by_its_key(address: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=rf"upstreams\.main\.base_url: .*{why}"):
+        HttpUpstream("main", address)
+
+
+@pytest.mark.parametrize("host", ["h", "my_host:8000", "a.b-c.example", "[::1]:80", "10.0.0.1"])
+async def test_an_address_that_may_work_is_taken(host: str) -> None:
+    HttpUpstream("main", f"http://{host}/v1/")
