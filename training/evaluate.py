@@ -4,7 +4,8 @@
 
 Prints, per temperature and mode: final-answer accuracy, corrections per reply, over-correction
 (right sentences made wrong, of all reviewed), precision and recall of keep, and how often a fix is
-exactly right; then what a corrected opening does to the sentences after it.
+exactly right; then what a corrected opening does to the sentences after it, and how many sentences
+from outside the world are left alone.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from pathlib import Path
 
 import torch
 
+from stream_aligner_proxy.core.records import Review, Turn
 from training.generate import Writer
 from training.loops import Episode, LoopMode, ModelReviewer, Seen, run_stream, run_whole
+from training.world.babble import babble
 from training.world.judge import grade, judge_reply, judge_step, sentences_of
 from training.world.problems import Problem, problems
+from training.world.split import stream
 from training.world.tone import Request, is_rude, requests
 
 
@@ -157,6 +161,20 @@ def measure_tone(
     )
 
 
+def measure_foreign(aligner: Writer, count: int, seed: int) -> float:
+    """The share of sentences from outside the world that are kept, of `count` made-up ones."""
+    rng = stream("test", "foreign", seed)
+    reviewer = ModelReviewer(aligner)
+    asked = []
+    for _ in range(count):
+        question, before = babble(rng), " ".join(babble(rng) for _ in range(rng.randint(0, 3)))
+        asked.append(Review((Turn("user", question),), before, babble(rng)))
+    # The reviewer reads the reviews alone; no episode stands behind them.
+    nobody = Episode((), requests(seed, 1, "test")[0])
+    verdicts = reviewer([(nobody, review) for review in asked])
+    return ratio(sum(verdict.kept for verdict in verdicts), count)
+
+
 def _show(rows: list[ProblemRow] | list[ToneRow]) -> None:
     names = list(asdict(rows[0]))
     print(" ".join(f"{name:>{max(9, len(name))}}" for name in names))
@@ -211,6 +229,8 @@ def main() -> None:
                 measure_tone(upstream, aligner, notes, "rewrite", temperature),
             ]
         _show(tones)
+        foreign = measure_foreign(aligner, args.count, args.seed)
+        print(f"sentences from outside the world that were kept: {foreign:.4f}")
     if args.json:
         data = [asdict(row) for row in rows] + [asdict(row) for row in tones]
         args.json.write_text(json.dumps(data, indent=2) + "\n")
