@@ -46,6 +46,8 @@ def answer(error: ProxyError, extra: dict[str, str] | None = None) -> Response:
 def log_error(error: ProxyError, request_id: str) -> None:
     said = f": {error.message}" if isinstance(error, _TELLING) else ""
     kind = type(error).__name__
+    if error.upstream is not None:
+        kind += f" of upstream {error.upstream!r}"
     code = "-" if isinstance(error, UpstreamRejected) else error.code or error.type
     level = logging.INFO if isinstance(error, RequestError) else logging.WARNING
     _log.log(level, "request %s: %s %d %s%s", request_id, kind, error.status, code, said)

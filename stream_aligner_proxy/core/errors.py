@@ -22,6 +22,7 @@ class ProxyError(Exception):
     status: int = 500
     type: str = "server_error"
     code: str | None = None
+    upstream: str | None = None  # the configured name of the one that failed, for the log
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from stream_aligner_proxy.core.errors import ProxyError
+from stream_aligner_proxy.core.errors import ProxyError, RequestError
 from stream_aligner_proxy.core.records import Committed, Cost
 
 _NAMESPACE = "stream_aligner"
@@ -91,7 +91,9 @@ class Metrics:
 
     def error(self, error: ProxyError) -> None:
         """Count an error that a client was told."""
-        self._errors.labels(type(error).code or type(error).type).inc()
+        # Our own codes only: an upstream may make up any number of them.
+        ours = error if isinstance(error, RequestError) else type(error)
+        self._errors.labels(ours.code or ours.type).inc()
 
     def observer_failed(self) -> None:
         self._observer_failures.inc()

@@ -126,6 +126,9 @@ class HttpUpstream:
             yield chunks
             if chunks.over:
                 await exchange.drain()
+        except UpstreamError as error:
+            error.upstream = self._name
+            raise
         finally:
             await exchange.close()
 
@@ -159,6 +162,9 @@ class HttpUpstream:
             yield Relayed(response.status_code, told, whole, frames)
             if frames.over:
                 await exchange.drain()
+        except UpstreamError as error:
+            error.upstream = self._name
+            raise
         finally:
             await exchange.close()
 

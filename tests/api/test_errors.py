@@ -214,6 +214,15 @@ async def test_secrets_and_content_stay_out_of_logs_and_errors(
     assert "sk-very-secret-key" not in response.text
     assert "sk-very-secret-key" not in caplog.text
     assert "private" not in caplog.text
+    # What the operator needs to know is there.
+    assert "UpstreamRejected of upstream 'main' 401" in caplog.text
+
+
+async def test_a_clients_mistakes_are_counted_by_kind() -> None:
+    async with proxy() as p:
+        await p.post(model=3)
+        text = (await p.client.get("/metrics")).text
+    assert 'stream_aligner_errors_total{code="invalid_value"} 1.0' in text
 
 
 async def test_the_proxys_own_key_is_sent_and_never_told(caplog: pytest.LogCaptureFixture) -> None:
