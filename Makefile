@@ -43,7 +43,7 @@ bench: $(STAMP) ## every benchmark: tables on the screen, JSON in bench/results
 	$(BIN)/python -m bench.induction
 	$(BIN)/python -m bench.readme
 
-demo-models: $(STAMP) ## train both demo models anew (about two hours on one CPU core)
+demo-models: $(STAMP) ## train both demo models anew (two to three hours on one CPU core; a GPU is used where there is one)
 	$(BIN)/python -m training.demo_models --out stream_aligner_proxy/demo/models
 
 format: $(STAMP) ## let ruff format and fix

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("stream-aligner-proxy", "torch", "transformers", "httpx", "fastapi", "uvicorn")
+_PACKAGES = ("stream-aligner-proxy", "torch", "transformers", "httpx2", "fastapi", "uvicorn")
 
 Row = dict[str, str | int | float | bool | None]
 

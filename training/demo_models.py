@@ -23,12 +23,17 @@ QUICK_STEPS = 5
 def stages(work: Path, quick: bool) -> list[tuple[str, Path, list[str]]]:
     """Return each stage's name, what it makes, and its command after `python -m`."""
     short = ["--steps", str(QUICK_STEPS)] if quick else []
-    upstream, base, aligner = work / "upstream", work / "aligner-base", work / "aligner"
+    upstream, base = work / "upstream", work / "aligner-base"
     mistakes, count = work / "mistakes.jsonl", "6" if quick else "3000"
 
     def config(name: str) -> list[str]:
         return ["--config", str(CONFIGS / f"demo-{name}.yaml")]
 
+    def aligner(name: str, start: Path) -> list[str]:
+        rows = ["--mistakes", str(mistakes), *short]
+        return ["training.train_aligner", *config(name), "--base", str(start), *rows]
+
+    first, second = work / "aligner-1", work / "aligner-2"
     made = {
         "upstream": (upstream, ["training.pretrain", *config("upstream"), *short]),
         "aligner base": (base, ["training.pretrain", *config("aligner-base"), *short]),
@@ -36,12 +41,10 @@ def stages(work: Path, quick: bool) -> list[tuple[str, Path, list[str]]]:
             mistakes,
             ["training.mistakes", "--upstream", str(upstream), "--count", count],
         ),
-        "aligner": (
-            aligner,
-            ["training.train_aligner", *config("aligner"), "--base", str(base)],
-        ),
+        "aligner, first part": (first, aligner("aligner", base)),
+        "aligner, second part": (second, aligner("aligner-polish", first)),
+        "aligner": (work / "aligner", aligner("aligner-finish", second)),
     }
-    made["aligner"][1].extend(["--mistakes", str(mistakes), *short])
     return [(name, out, [*cmd, "--out", str(out)]) for name, (out, cmd) in made.items()]
 
 

@@ -68,6 +68,11 @@ class TrainingDiverged(Exception):
     """The loss is not a number any more."""
 
 
+def device() -> torch.device:
+    """Where to train: a GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def build_model(shape: Shape, tokenizer: Any, seed: int) -> Any:
     """Return a freshly initialised Llama for this tokenizer."""
     torch.manual_seed(seed)
@@ -123,12 +128,15 @@ def train(
 ) -> list[float]:
     """Train for `optim.steps` steps and return the loss of each. Raises `TrainingDiverged`.
 
+    Runs where the model is (see `device`).
+
     With `deep`, what each sentence should be and where it goes wrong is learnt on lower layers too.
     `snapshot` is called with the number of steps done, after each `every` steps.
     """
     decay = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
-    probe = torch.nn.Linear(model.config.hidden_size, 1)
+    device: torch.device = model.device
+    probe = torch.nn.Linear(model.config.hidden_size, 1).to(device)
     groups: list[dict[str, Any]] = [
         {"params": decay, "weight_decay": optim.weight_decay},
         {"params": [*plain, *probe.parameters()] if deep else plain},
@@ -146,10 +154,10 @@ def train(
     tokens, started = 0, time.monotonic()
     with tqdm(total=optim.steps, desc=name, unit="step", mininterval=5) as bar:
         for step in range(optim.steps):
-            batch = next(batches)
+            batch = next(batches).to(device)
             for group in adam.param_groups:
                 group["lr"] = learning_rate(step, optim)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16):
                 out = forward(
                     input_ids=batch.ids,
                     position_ids=batch.positions,
@@ -192,7 +200,7 @@ def deep_loss(
     due, said = batch.known != IGNORE, batch.faults != IGNORE
     loss = probe.weight.sum() * 0
     if due.any():
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(model.device.type, torch.bfloat16):
             early = model.lm_head(model.model.norm(states[deep.exit][due]))
         loss = loss + deep.exit_weight * torch.nn.functional.cross_entropy(
             early.float(), batch.known[due]
@@ -201,7 +209,7 @@ def deep_loss(
         loss = loss + deep.fault_weight * torch.nn.functional.binary_cross_entropy_with_logits(
             probe(states[-2][said].float())[:, 0],
             batch.faults[said].float(),
-            pos_weight=torch.tensor(deep.fault_balance),
+            pos_weight=torch.tensor(deep.fault_balance, device=model.device),
         )
     return loss
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from training.engine import device
 from training.tokenizer import EOS, Coder
 
 Ids = list[int]
@@ -31,7 +32,7 @@ class Writer:
     def load(cls, path: Path, *, seed: int = 0, exact: bool = False) -> Writer:
         """Load a saved model in bf16, as it was saved, or (`exact`) in fp32: 2.4 times slower."""
         dtype = torch.float32 if exact else torch.bfloat16
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device())
         return cls(model, AutoTokenizer.from_pretrained(path), seed=seed)
 
     def write(
@@ -52,8 +53,9 @@ class Writer:
     ) -> list[tuple[Ids, bool]]:
         pad, eos = self.coder.tokenizer.pad_token_id, self.coder.ids[EOS]
         width = max(map(len, prompts))
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        place = self.model.device
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=place)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=place)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         written: list[tuple[Ids, bool]] = [([], False) for _ in prompts]
         alive, cache = list(range(len(prompts))), None
@@ -77,17 +79,20 @@ class Writer:
                     going.append(row)
             if not going:
                 break
-            keep = torch.tensor(going)
+            keep = torch.tensor(going, device=place)
             if len(going) < len(alive):
                 cache.batch_select_indices(keep)
                 alive = [alive[row] for row in going]
             ids = tokens[keep, None]
-            mask = torch.cat([mask[keep], torch.ones(len(going), 1, dtype=mask.dtype)], dim=1)
+            seen = torch.ones(len(going), 1, dtype=mask.dtype, device=place)
+            mask = torch.cat([mask[keep], seen], dim=1)
             positions = positions[keep, -1:] + 1
         return written
 
     def _pick(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
         if temperature == 0:
             return logits.argmax(-1)
-        chances = torch.softmax(logits / temperature, -1)
-        return torch.multinomial(chances, 1, generator=self.generator)[:, 0]
+        # On the CPU, where the dice are: a seed then gives the same text on every device.
+        chances = torch.softmax(logits.cpu() / temperature, -1)
+        drawn = torch.multinomial(chances, 1, generator=self.generator)[:, 0]
+        return drawn.to(logits.device)

@@ -9,7 +9,7 @@ trunk tokens it sees, so every branch computes exactly what it would alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -69,6 +69,10 @@ class Batch:
     faults: torch.Tensor
     positions: torch.Tensor
     mask: torch.Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def collate(rows: list[list[Example]], length: int, pad: int) -> Batch:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from training.config import load_config
-from training.engine import Optim, Shape, build_model, save, train
+from training.engine import Optim, Shape, build_model, device, save, train
 from training.packing import Example, pack
 from training.tokenizer import ASSISTANT, COMMITTED, EOS, USER, Coder, train_tokenizer
 from training.world.chat import drill, sample_conversation
@@ -75,11 +75,12 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see configs/")
     parser.add_argument("--out", type=Path, required=True, help="directory for the model")
     parser.add_argument("--steps", type=int, help="train this many steps instead")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     config = load_config(PretrainConfig, args.config, {"optim.steps": args.steps})
     tokenizer = train_tokenizer(config.tokenizer_seed, config.vocab_size)
-    model = build_model(config.shape, tokenizer, config.seed)
+    model = build_model(config.shape, tokenizer, config.seed).to(device())
     print(f"{config.name}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters")
     batches = pack(
         examples(config, Coder(tokenizer)),

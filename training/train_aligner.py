@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.config import load_config
 from training.corrections import Mix, Reviewed, examples
-from training.engine import Deep, Optim, grow, save, train
+from training.engine import Deep, Optim, device, grow, save, train
 from training.mistakes import read
 from training.packing import pack
 from training.tokenizer import Coder
@@ -49,8 +49,9 @@ def main() -> None:
     parser.add_argument("--mistakes", type=Path, help="the upstream's own mistakes (JSON lines)")
     parser.add_argument("--out", type=Path, required=True, help="directory for the model")
     parser.add_argument("--steps", type=int, help="train this many steps instead")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     config = load_config(AlignerConfig, args.config, {"optim.steps": args.steps})
     sampled: list[Reviewed] = read(args.mistakes) if args.mistakes else []
     tokenizer = AutoTokenizer.from_pretrained(args.base)
@@ -58,6 +59,7 @@ def main() -> None:
     torch.manual_seed(config.seed)
     if config.layers:
         model = grow(model, config.layers)
+    model = model.to(device())
     coder, optim = Coder(tokenizer), config.optim
     rng = stream("train", f"aligner-{config.name}", config.seed)
     if config.warmup_steps:
