@@ -32,7 +32,8 @@ class Writer:
     def load(cls, path: Path, *, seed: int = 0, exact: bool = False) -> Writer:
         """Load a saved model in bf16, as it was saved, or (`exact`) in fp32: 2.4 times slower."""
         dtype = torch.float32 if exact else torch.bfloat16
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device())
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        model = model.to(device())
         return cls(model, AutoTokenizer.from_pretrained(path), seed=seed)
 
     def write(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -55,7 +56,7 @@ def main() -> None:
     config = load_config(AlignerConfig, args.config, {"optim.steps": args.steps})
     sampled: list[Reviewed] = read(args.mistakes) if args.mistakes else []
     tokenizer = AutoTokenizer.from_pretrained(args.base)
-    model = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
     torch.manual_seed(config.seed)
     if config.layers:
         model = grow(model, config.layers)
