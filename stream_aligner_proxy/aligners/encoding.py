@@ -71,11 +71,16 @@ class Encoder:
         return (*self._encode(Segment(self.profile.draft(review))), self._end)
 
     def revision(self, ids: Iterable[int], *, finished: bool) -> Revision:
-        """What output ids say: text of the ordinary ones, names of the special ones."""
+        """What output ids say: text of the ordinary ones, names of the special ones.
+
+        After a keep token that comes first, nothing but the end mark can be meant.
+        """
         ordinary: list[int] = []
         controls: list[str] = []
         for token in ids:
             if token in self.ends:
+                break
+            if controls[:1] == [KEEP] and not ordinary and token not in self.special:
                 break
             if token in self.special:
                 controls.append(self._tokenizer.convert_ids_to_tokens(token))

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.anyio
 
 KEPT, CHANGED = "The hen sat.", "The cat sat on it."
 VERDICTS = {
+    "Both.": Verdict(),  # what comes after "keep" is not meant
     KEPT: Verdict(None),
     CHANGED: Verdict("The dog sat on it."),
     "Goodbye.": Verdict(None, end=True),
@@ -29,7 +30,6 @@ VERDICTS = {
     "One two.": Verdict("One, or two. And three."),
 }
 ERRORS = {
-    "Both.": "said keep and wrote a revision",
     "Odd.": "control token <|user|>",
     "Bytes.": "not valid text",
     "For ever.": "did not come to an end",

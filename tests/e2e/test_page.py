@@ -72,7 +72,7 @@ def test_an_error_is_shown_in_words(start, page):
     page.goto(url.removesuffix("/v1") + "/")
     page.fill("#question", "hello")
     page.click("#go")
-    page.wait_for_function("document.querySelector('#status').innerText.includes('too many')")
+    page.wait_for_selector("#status:has-text('too many')")
 
 
 def test_the_keyboard_alone_is_enough(start, page):
@@ -83,3 +83,25 @@ def test_the_keyboard_alone_is_enough(start, page):
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("#numbers:not([hidden])")
     assert "I am kind." in page.inner_text("#rows")
+
+
+def test_asking_before_the_models_are_listed_or_after_that_failed_asks_for_them(start, page):
+    url = start(script=SCRIPT, rules=RULES).url
+    answers = iter(["fail", "slow"])
+
+    def models(route):
+        match next(answers, None):
+            case "fail":
+                route.fulfill(status=502, json={"error": {"message": "the upstream is down."}})
+            case _:
+                page.wait_for_timeout(300)
+                route.continue_()
+
+    page.route("**/v1/models", models)
+    page.goto(url.removesuffix("/v1") + "/")
+    page.wait_for_selector("#status:has-text('is down')")
+    page.fill("#question", "hello")
+    page.click("#go")
+    page.wait_for_selector("#numbers:not([hidden])")
+    assert "I am kind." in page.inner_text("#rows")
+    assert page.locator("#model option").count() == 1
