@@ -56,6 +56,7 @@ from stream_aligner_proxy.core.records import (
     Usage,
 )
 from stream_aligner_proxy.core.sentences import Sentence, SentenceSplitter
+from stream_aligner_proxy.core.stops import until_stop
 
 # Parts (tool-call pieces, reasoning) waiting behind a sentence before reading pauses.
 _MAX_WAITING = 64
@@ -200,8 +201,7 @@ class AlignmentLoop:
         if self._early and self._splitter.rest.strip() != self._early.core:
             self._drop_early()
         if self._whole and self._splitter.pending > self._policy.max_whole_chars:
-            self._close_branch()
-            self._waiting.append(Broken(ReviewError("the reply is too long to review as a whole")))
+            self._too_long()
 
     def _part(self, part: Part) -> None:
         if not self._splitter.pending:
@@ -210,8 +210,11 @@ class AlignmentLoop:
         # A whole answer that has begun comes first, and it is whole only at its end.
         self._behind.append(part)
         if len(self._behind) > self._policy.max_whole_chars:
-            self._close_branch()
-            self._waiting.append(Broken(ReviewError("the reply is too long to review as a whole")))
+            self._too_long()
+
+    def _too_long(self) -> None:
+        self._close_branch()
+        self._waiting.append(Broken(ReviewError("the reply is too long to review as a whole")))
 
     def _end_text(self, finish_reason: str) -> None:
         self._ended = finish_reason
@@ -287,7 +290,7 @@ class AlignmentLoop:
         # A running branch knows nothing of longer text put in before: only then is its own text
         # measured against the client's limit.
         fitting = self._meter.cut(unit.text) if self._rewritten else unit.text
-        text, stopped = self._until_stop(fitting)
+        text, stopped = until_stop(self._stops, self._committed, fitting)
         self._commit(unit, text, outcome)
         if stopped:
             self._finish("stop", None)
@@ -302,7 +305,7 @@ class AlignmentLoop:
         # Measured with the white space before it, which may be lines of it.
         fitting = self._meter.cut(unit.lead + replacement)[len(unit.lead) :]
         text = unit.lead + fitting + unit.tail if fitting else ""
-        text, stopped = self._until_stop(text)
+        text, stopped = until_stop(self._stops, self._committed, text)
         self._commit(unit, text, "replace")
         if end or stopped:
             self._finish("stop", None)
@@ -318,26 +321,6 @@ class AlignmentLoop:
         else:
             # The branch stays; what was reviewed ahead had assumed the sentence was kept.
             self._drop_reviews(keep_units=True)
-
-    def _until_stop(self, text: str) -> tuple[str, bool]:
-        """`text` up to the first of the client's stop strings, and whether there is one.
-
-        The upstream stops at them by itself, but it knows neither rewritten text nor, on a new
-        branch, the text before the seam.
-        """
-        if not self._stops:
-            return text, False
-        reach = max(map(len, self._stops)) - 1
-        before = self._committed[-reach:] if reach else ""
-        joined = before + text
-        found = [
-            at
-            for stop in self._stops
-            if (at := joined.find(stop, max(0, len(before) - len(stop) + 1))) >= 0
-        ]
-        if not found:
-            return text, False
-        return text[: max(0, min(found) - len(before))], True
 
     def _ended_for_good(self) -> bool:
         """Whether the branch ended for a reason that a continuation must not get around: one such

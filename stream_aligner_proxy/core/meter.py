@@ -145,8 +145,12 @@ class Meter:
         return max(sum(1 for _ in _PIECE.finditer(text)), self._estimate(text))
 
     def _estimate(self, text: str) -> int:
+        return self._tokens_of(len(text))
+
+    def _tokens_of(self, characters: int) -> int:
+        """By the reply's own ratio."""
         ratio = self._chars / self._tokens if self._chars and self._tokens else _CHARS_PER_TOKEN
-        return -int(-len(text) // ratio)
+        return -int(-characters // ratio)
 
     def cut(self, text: str) -> str:
         """The longest beginning of `text`, whole words only, sure to fit what remains."""
@@ -184,8 +188,8 @@ class Meter:
 
     def guess(self, prompt_chars: int) -> Usage:
         """Where the upstream never told the prompt's size: estimated from its characters."""
-        ratio = self._chars / self._tokens if self._chars and self._tokens else _CHARS_PER_TOKEN
-        return Usage(-int(-prompt_chars // ratio), self._at_most_asked(self.delivered + self.aside))
+        completion = self._at_most_asked(self.delivered + self.aside)
+        return Usage(self._tokens_of(prompt_chars), completion)
 
     def _at_most_asked(self, tokens: int) -> int:
         """An estimate, held to the limit: more than was asked for is not delivered."""

@@ -289,9 +289,11 @@ def _clipped(review: Review, budget: int) -> Review:
     room = 1 << (max(budget, 1) * _CLIP_CHARS_PER_TOKEN).bit_length()
     start = max(0, len(review.committed) // room - 1) * room
     turns: list[Turn] = []
+    left = 2 * room
     for turn in reversed(review.conversation):
         turns.append(Turn(turn.role, turn.text[-room:]))
-        if sum(len(kept.text) for kept in turns) > 2 * room:
+        left -= len(turns[-1].text)
+        if left < 0:
             break
     return replace(review, conversation=tuple(reversed(turns)), committed=review.committed[start:])
 

@@ -118,19 +118,13 @@ class HttpUpstream:
         headers, refusals = self._headers(request.headers, request.request_id, stream=True)
         repeated = prefix if self._dialect.repeats_prefix else ""
         reader = ChunkReader(refusals, repeated)
-        exchange = self._post(_encode(body), headers)
-        try:
+        async with self._named(self._post(_encode(body), headers)) as exchange:
             response = await self._answer(exchange, refusals)
             kind = WholeReply if _is_json(response) else ChunkStream
             chunks = kind(exchange, reader)
             yield chunks
             if chunks.over:
                 await exchange.drain()
-        except UpstreamError as error:
-            error.upstream = self._name
-            raise
-        finally:
-            await exchange.close()
 
     @asynccontextmanager
     async def relay(
@@ -146,8 +140,8 @@ class HttpUpstream:
         A streamed answer comes as complete SSE frames, so a reset can never leave half of one.
         """
         sent, refusals = self._headers(headers, request_id, stream=stream)
-        exchange = self._post(body if isinstance(body, bytes) else _encode(body), sent)
-        try:
+        content = body if isinstance(body, bytes) else _encode(body)
+        async with self._named(self._post(content, sent)) as exchange:
             response = await self._answer(exchange, refusals)
             told = {name: response.headers[name] for name in _RETURNED if name in response.headers}
             choices = body.get("n") if isinstance(body, Mapping) else None
@@ -162,11 +156,6 @@ class HttpUpstream:
             yield Relayed(response.status_code, told, whole, frames)
             if frames.over:
                 await exchange.drain()
-        except UpstreamError as error:
-            error.upstream = self._name
-            raise
-        finally:
-            await exchange.close()
 
     async def models(self, headers: Mapping[str, str] | None = None) -> list[dict[str, object]]:
         """The upstream's `/models` data; `headers` may bring the client's own key."""
@@ -198,6 +187,17 @@ class HttpUpstream:
             tolerated = (404, 405) if self._api_key else (401, 403, 404, 405)
             if status not in tolerated:
                 raise
+        finally:
+            await exchange.close()
+
+    @asynccontextmanager
+    async def _named(self, exchange: Exchange) -> AsyncIterator[Exchange]:
+        """Closes the exchange, and notes on its errors whose they are."""
+        try:
+            yield exchange
+        except UpstreamError as error:
+            error.upstream = self._name
+            raise
         finally:
             await exchange.close()
 

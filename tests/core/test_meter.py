@@ -15,6 +15,16 @@ def meter_of(limit: int, text: str, characters: int) -> Meter:
     return meter
 
 
+def branch_of(limit: int, prompt: int | None, characters: int, tokens: int) -> Meter:
+    """A meter whose first branch told its prompt's size, or none, and wrote one delta."""
+    meter = Meter(limit)
+    meter.open_branch()
+    if prompt is not None:
+        meter.prompt(prompt)
+    meter.arrived(characters, tokens)
+    return meter
+
+
 def test_cutting_a_long_text_takes_no_longer_than_reading_it_a_few_times():
     text = "The quick brown foxes jumped, over lazy dogs. " * 2000
     meter = meter_of(len(text) // 5, text, 5)
@@ -68,25 +78,17 @@ def test_tokens_of_a_delta_across_a_border_are_lost_to_neither_side():
 
 
 def test_text_of_an_upstream_that_does_not_count_is_bounded_against_the_limit():
-    meter = Meter(40)
-    meter.open_branch()
     words = " ".join(["word"] * 10)
-    meter.arrived(len(words), 1)
+    meter = branch_of(40, None, len(words), 1)
     meter.kept(words, meter.take(len(words)), cut=False)
     assert meter.remaining == 30
-    counted = Meter(40)
-    counted.open_branch()
-    counted.prompt(5)
-    counted.arrived(len(words), 10)
+    counted = branch_of(40, 5, len(words), 10)
     counted.kept(words, counted.take(len(words)), cut=False)
     assert counted.remaining == 30
 
 
 def test_a_server_that_tells_no_prompt_tokens_resets_nothing():
-    meter = Meter(20)
-    meter.open_branch()
-    meter.prompt(0)
-    meter.arrived(50, 12)
+    meter = branch_of(20, 0, 50, 12)
     meter.kept("x" * 50, meter.take(50), cut=False)
     meter.open_branch()
     meter.prompt(0)
@@ -95,10 +97,7 @@ def test_a_server_that_tells_no_prompt_tokens_resets_nothing():
 
 
 def test_reported_usage_is_never_above_the_limit_where_it_is_an_estimate():
-    meter = Meter(10)
-    meter.open_branch()
-    meter.prompt(5)
-    meter.arrived(60, 14)
+    meter = branch_of(10, 5, 60, 14)
     meter.kept("x" * 20, meter.take(60), cut=True)
     usage = meter.usage(None, rewritten=True)
     assert usage is not None

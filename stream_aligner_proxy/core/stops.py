@@ -1,0 +1,20 @@
+"""The client's stop strings over text that the upstream did not write as it stands.
+
+The upstream stops at them by itself, but it knows neither rewritten text nor, on a new branch, the
+text before the seam.
+"""
+
+
+def until_stop(stops: tuple[str, ...], committed: str, text: str) -> tuple[str, bool]:
+    """`text`, which follows `committed`, up to the first stop string, and whether there is one."""
+    if not stops:
+        return text, False
+    reach = max(map(len, stops)) - 1
+    before = committed[-reach:] if reach else ""
+    joined = before + text
+    found = [
+        at for stop in stops if (at := joined.find(stop, max(0, len(before) - len(stop) + 1))) >= 0
+    ]
+    if not found:
+        return text, False
+    return text[: max(0, min(found) - len(before))], True
