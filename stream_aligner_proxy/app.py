@@ -51,6 +51,7 @@ def create_app(
             alignment.allow_override,
             alignment.provenance,
             alignment.structured_output == "pass",
+            alignment.strength,
         ),
         policy=alignment.policy,
         observers=[Guarded(o, metrics.observer_failed) for o in (metrics, *observers)],
@@ -67,7 +68,7 @@ def create_app(
                 stack.push_async_callback(upstream.aclose)
             stack.push_async_callback(service.aligner.close)
             await service.aligner.start()
-            _check_scope(service)
+            _check_aligner(service)
             service.ready = True
             # Known models are routed without asking; an upstream that is down is asked again.
             await service.directory.refresh()
@@ -110,9 +111,16 @@ def _aligner(settings: Settings) -> Aligner:
     return registry.create(settings.aligner.model_dump())
 
 
-def _check_scope(service: Service) -> None:
-    """The route's own mode must be one the aligner can work in."""
+def _check_aligner(service: Service) -> None:
+    """The route's own mode must be one the aligner can work in, its strength one it obeys."""
     mode, aligner = service.rules.mode, service.aligner
+    least, most = aligner.strengths
+    if not least <= service.rules.strength <= most:
+        able = f"it obeys {least:g} to {most:g}" if least < most else f"it can only be {least:g}"
+        raise ConfigError(
+            f"alignment.strength: the aligner {aligner.name} cannot be dialled to "
+            f"{service.rules.strength:g}: {able}"
+        )
     if mode is not Mode.OFF and SCOPE_OF[mode] not in aligner.scopes:
         able = ", ".join(m for m in Mode if m is Mode.OFF or SCOPE_OF[m] in aligner.scopes)
         raise ConfigError(

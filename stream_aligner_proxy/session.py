@@ -23,6 +23,7 @@ from stream_aligner_proxy.core.events import (
     Deliver,
     DropReview,
     Event,
+    Expect,
     Fail,
     Finish,
     OpenBranch,
@@ -30,6 +31,7 @@ from stream_aligner_proxy.core.events import (
     PromptMetered,
     ReviewBroke,
     ReviewDone,
+    ReviewProgress,
     StartReview,
     TextArrived,
     TextEnded,
@@ -184,8 +186,12 @@ class Session:
 
     async def _review(self, started: StartReview) -> None:
         event: Event
+
+        def progress(text: str) -> None:
+            self._dispatch(ReviewProgress(started.review, text))
+
         try:
-            verdict = await self._aligner.review(started.request)
+            verdict = await self._aligner.review(started.request, progress)
             event = ReviewDone(started.review, verdict)
         except ProxyError as error:
             event = ReviewBroke(started.review, error)
@@ -209,6 +215,8 @@ class Session:
                 case StartReview(review):
                     self._review_times[review] = (self._clock(), None)
                     self._reviews[review] = self._tasks.create_task(self._review(action))
+                case Expect(request):
+                    self._aligner.expect(request)
                 case DropReview(review):
                     self._cancel(self._reviews.pop(review, None))
                     self._review_times.pop(review, None)

@@ -158,12 +158,14 @@ class AlignmentSettings(Section):
     early_review: bool = _POLICY.early_review
     fail_open: bool = _POLICY.fail_open
     review_code: bool = _POLICY.review_code
+    strength: Annotated[float, Field(ge=0, le=1)] = _POLICY.strength
     structured_output: Literal["pass", "refuse"] = "pass"
     provenance: bool = False
 
-    def policy(self, mode: Mode) -> Policy:
+    def policy(self, mode: Mode, strength: float) -> Policy:
         return Policy(
             mode=mode,
+            strength=strength,
             lookahead=self.lookahead,
             review_ahead=self.review_ahead,
             max_continuations=self.max_continuations,

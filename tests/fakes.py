@@ -61,6 +61,7 @@ class FunctionAligner:
 
     name = "function"
     scopes = frozenset(("sentence", "whole"))
+    strengths = (0.5, 0.5)
     ready = True
 
     def __init__(
@@ -76,7 +77,9 @@ class FunctionAligner:
 
     async def close(self) -> None: ...
 
-    async def review(self, review: Review) -> Verdict:
+    def expect(self, review: Review) -> None: ...
+
+    async def review(self, review: Review, progress=None) -> Verdict:
         self.asked.append(review)
         self.running += 1
         try:

@@ -117,7 +117,7 @@ async def test_a_correction_stops_a_branch_and_reviews_that_would_never_end_by_t
     upstream = MemoryUpstream(lambda prefix: texts[prefix])
 
     class Stuck(FunctionAligner):
-        async def review(self, review):
+        async def review(self, review, progress=None):
             if review.committed == "One.":
                 self.gate = never
             elif review.committed.startswith("1."):

@@ -33,7 +33,7 @@ def test_the_smallest_file_works_and_paths_are_relative_to_it(read, tmp_path: Pa
     settings = read()
     assert settings.upstreams[0].base_url == "http://127.0.0.1:9001/v1"
     assert settings.aligner.path == tmp_path / "rules.yaml"
-    assert settings.alignment.policy(Mode.STREAM) == Policy()
+    assert settings.alignment.policy(Mode.STREAM, 0.5) == Policy()
     assert (settings.server.host, settings.server.port) == ("127.0.0.1", 8000)
 
 

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from stream_aligner_proxy.core.errors import ConfigError
-from stream_aligner_proxy.core.records import Review, Scope, Verdict
+from stream_aligner_proxy.core.ports import Progress
+from stream_aligner_proxy.core.records import NEUTRAL, Review, Scope, Verdict
 from stream_aligner_proxy.strictyaml import load_yaml
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class RulesAligner:
     """Applies the rules of one file. Thread-free; see the module's note on slow patterns."""
 
     scopes: frozenset[Scope] = frozenset(("sentence", "whole"))
+    strengths = (NEUTRAL, NEUTRAL)
 
     def __init__(self, path: str | Path, *, name: str = "rules") -> None:
         self._path = Path(path)
@@ -63,7 +65,10 @@ class RulesAligner:
         self._rules = await asyncio.to_thread(load_rules, self._path)
         self.ready = True
 
-    async def review(self, review: Review) -> Verdict:
+    def expect(self, review: Review) -> None:
+        """Nothing to prepare."""
+
+    async def review(self, review: Review, progress: Progress | None = None) -> Verdict:
         text, end = review.sentence, False
         for rule in self._rules:
             started = time.perf_counter()

@@ -21,8 +21,9 @@ from stream_aligner_proxy.aligners.kv import Prefixes
 from stream_aligner_proxy.aligners.network import Network, takes_back
 from stream_aligner_proxy.aligners.worker import Job, Worker
 from stream_aligner_proxy.core.errors import ConfigError, ReviewError
+from stream_aligner_proxy.core.ports import Progress
 from stream_aligner_proxy.core.prompts import END, KEEP, PROFILES, fit
-from stream_aligner_proxy.core.records import Review, Scope, Turn, Verdict
+from stream_aligner_proxy.core.records import NEUTRAL, Review, Scope, Turn, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,10 @@ class TransformersAligner:
         return self._engine.scopes
 
     @property
+    def strengths(self) -> tuple[float, float]:
+        return NEUTRAL, NEUTRAL
+
+    @property
     def ready(self) -> bool:
         """Whether the model is loaded and its thread takes reviews."""
         return self._loaded and self._worker.alive
@@ -125,7 +130,10 @@ class TransformersAligner:
         await loaded
         self._loaded = True
 
-    async def review(self, review: Review) -> Verdict:
+    def expect(self, review: Review) -> None:
+        """Read what is known of a coming review, when there is nothing else to do."""
+
+    async def review(self, review: Review, progress: Progress | None = None) -> Verdict:
         """The verdict. Raises `ReviewError`, also when the deadline passes."""
         if not self._started:
             raise ReviewError("the aligner is not started")

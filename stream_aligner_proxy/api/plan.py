@@ -10,7 +10,7 @@ from typing import Any
 
 from stream_aligner_proxy.api.schemas import EXTENSION, ChatBody
 from stream_aligner_proxy.core.errors import RequestError
-from stream_aligner_proxy.core.records import ChatRequest, Mode, Scope
+from stream_aligner_proxy.core.records import NEUTRAL, ChatRequest, Mode, Scope
 
 # What the proxy asks for itself: the upstream client adds its own.
 _OURS = ("stream", "stream_options")
@@ -27,8 +27,8 @@ SCOPE_OF: Mapping[Mode, Scope] = {
 class Plan:
     """What to do with a request.
 
-    `passthrough` names the field for whose sake an aligned mode became `off`.
-    `relay_body` is what the upstream gets in mode `off`: all of it but the extension field.
+    `passthrough` names the field for whose sake an aligned mode became `off`. `strength`: see
+    `Review`. `relay_body` is what the upstream gets in mode `off`: all but the extension field.
     """
 
     request: ChatRequest
@@ -37,19 +37,21 @@ class Plan:
     include_usage: bool
     provenance: bool
     passthrough: str | None
+    strength: float
     relay_body: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What the operator settled: the mode of this route, those a request may choose instead,
-    whether sentences come back with their history when a request does not say, and whether JSON
-    output may pass through."""
+    whether sentences come back with their history when a request does not say, whether JSON
+    output may pass through, and the strength where a request names none."""
 
     mode: Mode
     choices: frozenset[Mode]
     provenance: bool = False
     pass_structured: bool = True
+    strength: float = NEUTRAL
 
     def allows(self, mode: Mode) -> bool:
         return mode is self.mode or mode in self.choices
@@ -61,10 +63,14 @@ def decide(
     rules: Rules,
     *,
     scopes: frozenset[Scope],
+    strengths: tuple[float, float],
     headers: Mapping[str, str],
     request_id: str,
 ) -> Plan:
-    """Raises `RequestError` for what the chosen mode cannot do."""
+    """Raises `RequestError` for what the chosen mode, or the aligner, cannot do.
+
+    `scopes` and `strengths` are the aligner's.
+    """
     extension = body.stream_aligner
     mode = rules.mode
     if extension is not None and extension.mode is not None:
@@ -92,6 +98,9 @@ def decide(
                 )
     relay_body = {key: value for key, value in raw.items() if key != EXTENSION}
     provenance = extension.provenance if extension is not None else None
+    strength = extension.strength if extension is not None else None
+    if strength is not None and mode is not Mode.OFF:
+        _check_strength(strength, strengths)
     return Plan(
         request=ChatRequest(
             model=body.model,
@@ -107,7 +116,23 @@ def decide(
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
         provenance=rules.provenance if provenance is None else provenance,
         passthrough=passthrough,
+        strength=rules.strength if strength is None else strength,
         relay_body=relay_body,
+    )
+
+
+def _check_strength(strength: float, strengths: tuple[float, float]) -> None:
+    least, most = strengths
+    if least <= strength <= most:
+        return
+    if least == most:
+        allowed = f"this server's aligner has no such dial: leave it out, or send {least:g}"
+    else:
+        allowed = f"this server's aligner obeys {least:g} to {most:g}"
+    raise RequestError(
+        f"'{EXTENSION}.strength' cannot be {strength:g}: {allowed}.",
+        param=f"{EXTENSION}.strength",
+        code="strength_not_available",
     )
 
 

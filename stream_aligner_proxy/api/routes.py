@@ -56,6 +56,7 @@ def routes(service: Service) -> APIRouter:
             body,
             service.rules,
             scopes=service.aligner.scopes,
+            strengths=service.aligner.strengths,
             headers=_forwarded(request),
             request_id=request_id_of(request.scope),
         )
@@ -74,7 +75,7 @@ def routes(service: Service) -> APIRouter:
             plan.request,
             upstream=upstream,
             aligner=service.aligner,
-            policy=service.policy(plan.mode),
+            policy=service.policy(plan.mode, plan.strength),
             observers=service.observers,
         )
         return ReplyResponse(

@@ -101,6 +101,7 @@ class Extension(BaseModel):
 
     mode: Mode | None = None
     provenance: StrictBool | None = None
+    strength: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)] | None = None
 
 
 class ChatBody(BaseModel):

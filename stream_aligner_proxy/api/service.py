@@ -17,7 +17,7 @@ class Service:
     directory: Directory
     aligner: Aligner
     rules: Rules
-    policy: Callable[[Mode], Policy]
+    policy: Callable[[Mode, float], Policy]
     observers: Sequence[Observer]
     count_error: Callable[[ProxyError], None]
     render_metrics: Callable[[], tuple[bytes, str]]

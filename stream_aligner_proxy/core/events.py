@@ -72,6 +72,14 @@ class ReviewDone:
 
 
 @dataclass(frozen=True, slots=True)
+class ReviewProgress:
+    """The beginning of what a sentence becomes: final, and longer each time."""
+
+    review: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReviewBroke:
     review: int
     error: ProxyError
@@ -84,6 +92,7 @@ Event = (
     | TextEnded
     | BranchEnded
     | BranchBroke
+    | ReviewProgress
     | ReviewDone
     | ReviewBroke
 )
@@ -110,6 +119,13 @@ class CloseBranch:
 @dataclass(frozen=True, slots=True)
 class StartReview:
     review: int
+    request: Review
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """A hint for the aligner: such a review may come, its sentence still growing."""
+
     request: Review
 
 
@@ -141,4 +157,4 @@ class Fail:
     error: ProxyError
 
 
-Action = OpenBranch | CloseBranch | StartReview | DropReview | Deliver | Finish | Fail
+Action = OpenBranch | CloseBranch | StartReview | Expect | DropReview | Deliver | Finish | Fail

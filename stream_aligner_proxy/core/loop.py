@@ -39,6 +39,7 @@ from stream_aligner_proxy.core.events import (
     PromptMetered,
     ReviewBroke,
     ReviewDone,
+    ReviewProgress,
     StartReview,
     TextArrived,
     TextEnded,
@@ -165,6 +166,8 @@ class AlignmentLoop:
                 self._aligner_completion += verdict.completion_tokens
                 if unit := self._reviews.pop(review, None):
                     unit.verdict = verdict
+            case ReviewProgress():
+                pass
             case ReviewBroke(review, error):
                 if unit := self._reviews.pop(review, None):
                     unit.error = error
@@ -176,7 +179,7 @@ class AlignmentLoop:
     def _concerns(self, event: Event) -> bool:
         """Whether the event can still change anything. Raises `IllegalEvent` for a bug."""
         match event:
-            case ReviewDone(review) | ReviewBroke(review):
+            case ReviewDone(review) | ReviewProgress(review) | ReviewBroke(review):
                 if not 0 <= review < self._next_review:
                     raise IllegalEvent(f"review {review} was never started")
                 return not self._done
@@ -390,7 +393,9 @@ class AlignmentLoop:
         self._next_review += 1
         self._reviews[unit.review] = unit
         scope: Literal["sentence", "whole"] = "whole" if self._whole else "sentence"
-        review = Review(self._conversation, self._committed + ahead, unit.core, scope)
+        review = Review(
+            self._conversation, self._committed + ahead, unit.core, scope, self._policy.strength
+        )
         self._actions.append(StartReview(unit.review, review))
 
     def _adopt_early(self, unit: Unit) -> None:

@@ -1,6 +1,6 @@
 """The seams: what the session needs from the layers below it, and nothing about how they do it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -13,6 +13,9 @@ from stream_aligner_proxy.core.records import (
     Scope,
     Verdict,
 )
+
+# Told the beginning of a replacement while the rest is still being written.
+Progress = Callable[[str], None]
 
 
 class Aligner(Protocol):
@@ -31,6 +34,12 @@ class Aligner(Protocol):
         ...
 
     @property
+    def strengths(self) -> tuple[float, float]:
+        """The least and the greatest `Review.strength` it obeys; both `NEUTRAL` for one without
+        the dial. Known after `start`."""
+        ...
+
+    @property
     def ready(self) -> bool:
         """Whether it can review now: from the end of `start` until `close` or a final failure."""
         ...
@@ -39,7 +48,19 @@ class Aligner(Protocol):
         """Load and warm up. Raises `ConfigError` for what can never work."""
         ...
 
-    async def review(self, review: Review) -> Verdict: ...
+    def expect(self, review: Review) -> None:
+        """A hint: such a review may come, its sentence still growing (empty: not begun yet).
+
+        An aligner with a cache may read this much now. It must return at once and never raise.
+        """
+        ...
+
+    async def review(self, review: Review, progress: Progress | None = None) -> Verdict:
+        """The verdict. `progress`, where it is given and the aligner writes text, is called from
+        the event loop with the beginning of what the sentence becomes: final, longer each time,
+        without white space around it. The verdict's text begins with all that was told; for `keep`
+        this is the sentence."""
+        ...
 
     async def close(self) -> None: ...
 

@@ -21,6 +21,8 @@ class Mode(StrEnum):
 
 Scope = Literal["sentence", "whole"]
 
+NEUTRAL = 0.5  # the strength at which an aligner decides as it was trained
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -35,13 +37,16 @@ class Review:
     """What the aligner is asked.
 
     `sentence` has no leading or trailing whitespace (rule 9). `committed` is everything that was
-    committed before it, or will have been if the sentences still waiting are kept.
+    committed before it, or will have been if the sentences still waiting are kept. `strength` is
+    the dial between leaving all alone (0) and changing what can be changed (1): the odds of
+    keeping the sentence are multiplied by (1 - strength) / strength.
     """
 
     conversation: tuple[Turn, ...]
     committed: str
     sentence: str
     scope: Scope = "sentence"
+    strength: float = NEUTRAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +149,11 @@ class Policy:
     after rewrites; past it the running branch is kept and only rewritten (the paper used sixteen
     rounds). `early_review`: ask about a sentence as soon as it seems complete, before what
     follows has made sure of it. `fail_open`: deliver a sentence whose review failed, marked as
-    unreviewed.
+    unreviewed. `strength`: see `Review`.
     """
 
     mode: Mode = Mode.STREAM
+    strength: float = NEUTRAL
     lookahead: int = 4
     review_ahead: int = 2
     max_continuations: int = 16

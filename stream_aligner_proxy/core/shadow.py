@@ -141,7 +141,8 @@ class ShadowLoop:
                 self._next_review += 1
                 self._reviews[review] = (index, sentence.text)
                 conversation = self._request.conversation
-                actions.append(StartReview(review, Review(conversation, before, core)))
+                request = Review(conversation, before, core, "sentence", self._policy.strength)
+                actions.append(StartReview(review, request))
         return actions
 
     def _record(

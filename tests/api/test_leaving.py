@@ -79,7 +79,7 @@ class HeldAligner(FunctionAligner):
         self.reached = asyncio.Event()
         self.withdrawn = asyncio.Event()
 
-    async def review(self, review: Review) -> Verdict:
+    async def review(self, review: Review, progress=None) -> Verdict:
         self.reached.set()
         try:
             await asyncio.Event().wait()
@@ -178,7 +178,7 @@ async def test_a_relayed_stream_waits_for_its_client_too() -> None:
         async def relay(self, *args: Any, **options: Any) -> AsyncIterator[Relayed]:
             yield Relayed()
 
-    plan = Plan(ChatRequest("m", {}, ()), Mode.OFF, True, False, False, None, {})
+    plan = Plan(ChatRequest("m", {}, ()), Mode.OFF, True, False, False, None, 0.5, {})
     response = RelayResponse(
         Upstream(lambda prefix: []),
         plan,
