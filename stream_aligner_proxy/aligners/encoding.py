@@ -10,8 +10,10 @@ trained on them.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any
 
 from stream_aligner_proxy.core.errors import ConfigError, ReviewError
@@ -21,6 +23,10 @@ from stream_aligner_proxy.core.records import Review
 CACHED_SEGMENTS = 256
 # What is longer changes with each review, or would take too much memory.
 CACHED_CHARS = 8192
+
+# Where a word is over: what comes later changes nothing before it. A mark that was broken inside
+# data, or a character whose bytes have not all come, is part of the last word.
+_WORD_END = re.compile(r"\s|(?<=[\u3001-\u30ff\u3400-\u9fff\uac00-\ud7af\uff01-\uff65])")
 
 
 class Encoder:
@@ -86,10 +92,20 @@ class Encoder:
                 controls.append(self._tokenizer.convert_ids_to_tokens(token))
             else:
                 ordinary.append(token)
-        text = self._tokenizer.decode(
+        return Revision(self._decode(ordinary), tuple(controls), finished)
+
+    def beginning(self, ids: Iterable[int]) -> str:
+        """What is final of the text that unfinished output ids will say, stripped: whole words."""
+        ordinary = list(takewhile(lambda token: token not in self.special, ids))
+        text = self._decode(ordinary)
+        end = max((found.start() for found in _WORD_END.finditer(text)), default=0)
+        return self.profile.plain(text[:end]).strip()
+
+    def _decode(self, ordinary: list[int]) -> str:
+        text: str = self._tokenizer.decode(
             ordinary, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        return Revision(text, tuple(controls), finished)
+        return text
 
     def _encode(self, segment: Segment) -> tuple[int, ...]:
         long = len(segment.text) > CACHED_CHARS

@@ -82,6 +82,10 @@ class PromptProfile(Protocol):
         """The output, as data, that would leave the sentence as it is."""
         ...
 
+    def plain(self, text: str) -> str:
+        """Text of a revision as it is meant: what was done to data is undone."""
+        ...
+
     def read(self, revision: Revision, review: Review) -> Verdict:
         """The verdict. Raises `ReviewError` where the output cannot be trusted."""
         ...
@@ -118,6 +122,9 @@ class Compact:
 
     def draft(self, review: Review) -> str:
         return review.sentence
+
+    def plain(self, text: str) -> str:
+        return text
 
     def read(self, revision: Revision, review: Review) -> Verdict:
         _unfinished(revision)
@@ -208,9 +215,12 @@ class Published:
     def draft(self, review: Review) -> str:
         return self._defused(review.sentence)
 
+    def plain(self, text: str) -> str:
+        return restore(self.restore_turns(text))
+
     def read(self, revision: Revision, review: Review) -> Verdict:
         _unfinished(revision)
-        text = restore(self.restore_turns(revision.text)).strip()
+        text = self.plain(revision.text).strip()
         return Verdict(None if text == review.sentence else text)
 
 

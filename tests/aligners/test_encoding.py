@@ -201,3 +201,26 @@ def test_a_tokenizer_without_a_rust_part_is_guarded_too(text: str) -> None:
     ids = coder._encode(Segment(text))
     assert set(ids).isdisjoint(tokenizer().get_added_vocab().values())
     assert tokenizer().decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+@given(st.sampled_from(sorted(PROFILES)), hostile, st.integers(0, 60))
+def test_the_beginning_of_a_revision_is_whole_words_of_what_it_becomes(
+    name: str, text: str, cut: int
+) -> None:
+    """Broken marks, half characters and control tokens are never shown."""
+    coder = ENCODERS[name]
+    ids = coder._encode(Segment(PROFILES[name].draft(Review((), "", text))))
+    whole = PROFILES[name].plain(coder.revision(ids, finished=True).text).strip()
+    begun = coder.beginning(ids[:cut])
+    assert whole.startswith(begun)
+    assert begun == begun.strip()
+    assert coder.beginning((*ids[:cut], min(coder.special))) == begun
+
+
+def test_a_beginning_grows_by_words_and_by_signs_where_there_are_no_words() -> None:
+    coder = ENCODERS["compact"]
+    assert coder.beginning(coder._encode(Segment(" the hen s"))) == "the hen"
+    assert coder.beginning(coder._encode(Segment("一二"))) == "一二"
+    assert coder.beginning(coder._encode(Segment("一二"))[:-1]) == "一"
+    assert coder.keep is not None
+    assert coder.beginning((coder.keep, *coder._encode(Segment("the hen")))) == ""
