@@ -104,14 +104,24 @@ class AlignerSettings(Section):
 
     backend: Annotated[str, AfterValidator(_one_of(BACKENDS))]
     path: Annotated[Path, AfterValidator(_relative_to_file)]
+    adapter: Annotated[Path, AfterValidator(_relative_to_file)] | None = None
     profile: str | None = None
     device: str | None = None
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] | None = None
     max_batch: Annotated[int, Field(ge=1)] | None = None
     queue: Annotated[int, Field(ge=1)] | None = None
     timeout: Seconds | None = None
     threads: Annotated[int, Field(ge=1)] | None = None
     window: Annotated[int, Field(ge=64)] | None = None
+    max_new_factor: Annotated[float, Field(gt=0, le=100)] | None = None
+    max_new_extra: Annotated[int, Field(ge=1)] | None = None
+    prefix_cache_tokens: Annotated[int, Field(ge=0)] | None = None
+    prefill: bool | None = None
+    method: Literal["verify", "greedy"] | None = None
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: int | None = None
 
 
 def _modes(value: object) -> object:

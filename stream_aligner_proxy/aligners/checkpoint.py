@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from stream_aligner_proxy.aligners import lora
 from stream_aligner_proxy.core.errors import ConfigError
 from stream_aligner_proxy.core.prompts import PROFILES, PromptProfile
 
@@ -39,8 +40,14 @@ class Checkpoint:
     profile: str | None = None
 
 
-def load(path: Path, *, device: str = "auto", dtype: str = "auto") -> Checkpoint:
-    """Load the checkpoint in `path`, a local directory, onto a device. Blocks for seconds."""
+def load(
+    path: Path, *, adapter: Path | None = None, device: str = "auto", dtype: str = "auto"
+) -> Checkpoint:
+    """Load the checkpoint in `path`, a local directory, onto a device. Blocks for seconds.
+
+    A LoRA `adapter` is merged into the weights: it costs nothing afterwards. Its folder's own
+    tokenizer and training configuration come before those of the model.
+    """
     where = f"aligner.path: {path}"
     if not path.is_dir():
         raise ConfigError(f"{where}: is not a directory")
@@ -49,12 +56,22 @@ def load(path: Path, *, device: str = "auto", dtype: str = "auto") -> Checkpoint
     place = _device(device)
     number = _dtype(dtype, place)
     trained = _training_config(path)
+    words = path
+    if adapter is not None:
+        lora.check(adapter)
+        trained = {**trained, **_training_config(adapter)}
+        if (adapter / "tokenizer_config.json").is_file():
+            words = adapter
     # A server's log is no place for it.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(words, local_files_only=True)
         model: Any = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=number)
+        if adapter is not None:
+            model = lora.merged(model, adapter, len(tokenizer))
         model.eval().requires_grad_(False).to(place)
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(f"{where}: cannot be loaded: {type(error).__name__}: {error}") from error
     rows = model.get_input_embeddings().num_embeddings

@@ -1,46 +1,34 @@
-"""Greedy decoding that verifies a draft, for a batch of rows at different stages.
+"""Decoding that verifies a draft, for a batch of rows at different stages.
 
 A step runs every row once: its pending tokens (at first the prompt, then the last token chosen) and
-a proposal. The longest run of the proposal that greedy decoding would have chosen is accepted, and
-one token more, which the same pass already knows. So the output is the one of plain greedy
-decoding, token for token, whatever was proposed; in bf16 and fp16 two passes of different width may
-round a tie differently.
+a proposal. The longest run of the proposal that plain decoding would have chosen (`choosing`: the
+best token, or a drawn one) is accepted, and one token more, which the same pass already knows. So
+the output is the one of plain decoding, token for token, whatever was proposed; in bf16 and fp16
+two passes of different width may round a tie differently.
+
+After a keep token that comes first only control tokens can be meant (`encoding`): the first
+ordinary token ends the row.
 
 Rows join (`Decoder.begin`, then `Batch.absorb`) and leave between any two steps.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
 
+from stream_aligner_proxy.aligners.choosing import GREEDY, Chooser, Sampling
 from stream_aligner_proxy.aligners.drafting import DraftCursor, best_width
 from stream_aligner_proxy.aligners.kv import KV, NOTHING, Prefixes, join
 from stream_aligner_proxy.aligners.network import Network
+from stream_aligner_proxy.aligners.row import Row
 
 Method = Literal["verify", "greedy"]
 
-# Measured with a few million parameters on one CPU core; on a GPU it is far more.
+# Measured with a few million parameters on one CPU core; `pacing` measures the model at hand.
 PASS_COST = 20.0
-
-
-@dataclass(eq=False, slots=True)
-class Row:
-    """One review on its way through the model. Token ids throughout.
-
-    `draft` ends with the end token. `finished` is None while decoding, then `end` (an end token
-    was chosen; it is the last of `output`), `limit` (`max_new` tokens without one) or `broken`
-    (the model gave a logit that is no number).
-    """
-
-    prompt: tuple[int, ...]
-    draft: tuple[int, ...]
-    max_new: int
-    output: list[int] = field(default_factory=list)
-    finished: Literal["end", "limit", "broken"] | None = None
-    passes: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -89,7 +77,8 @@ class Batch:
 class Decoder:
     """Decodes batches with one network.
 
-    `ends`: the token ids that end an output. `keep`: the id a profile uses to say "unchanged"; it
+    `ends`: the token ids that end an output. `controls`: those that mark something, `ends` among
+    them. `keep`: the id a profile uses to say "unchanged"; it
     is what the first pass proposes, so that a kept sentence costs one pass over its prompt and one
     token. A checkpoint that leaves sentences unchanged by repeating them is found out, and then the
     first pass proposes the draft: one pass again. `pass_cost`: what a pass costs beside its tokens,
@@ -103,6 +92,8 @@ class Decoder:
         ends: frozenset[int],
         *,
         keep: int | None = None,
+        controls: frozenset[int] = frozenset(),
+        sampling: Sampling = GREEDY,
         method: Method = "verify",
         prefixes: Prefixes | None = None,
         pass_cost: float = PASS_COST,
@@ -110,6 +101,8 @@ class Decoder:
         self._network = network
         self._ends = ends
         self._keep = keep
+        self._controls = controls | ends | {keep}
+        self._chooser = Chooser(keep, sampling)
         self._method = method
         self._prefixes = prefixes
         self._pass_cost = pass_cost
@@ -127,6 +120,25 @@ class Decoder:
         return Batch(lanes, join(parts)) if parts else Batch.none()
 
     @torch.inference_mode()
+    def prefill(self, ids: tuple[int, ...], *, least: int, most: int) -> bool:
+        """Run the beginning of a prompt that is to come, so that it is remembered.
+
+        At most `most` tokens in this pass, and none where fewer than `least` are missing. Returns
+        whether more is to be done.
+        """
+        if self._prefixes is None or not ids:
+            return False
+        known = self._prefixes.longest((*ids, -1))
+        start = known.size if known else 0
+        if len(ids) - start < max(least, 1):
+            return False
+        end = min(start + most, len(ids))
+        kv = known or KV.empty(1)
+        self._network.forward(kv, [ids[start:end]], [[]])
+        self._prefixes.remember(ids[:end], kv, 0)
+        return len(ids) - end >= least
+
+    @torch.inference_mode()
     def step(self, batch: Batch) -> list[Row]:
         """One forward pass; returns the rows that finished in it, which have left the batch.
 
@@ -134,17 +146,18 @@ class Decoder:
         """
         lanes = batch.lanes
         proposals = self._narrow(lanes, [self._propose(lane) for lane in lanes])
-        best, chosen = self._network.forward(batch.kv, [lane.pending for lane in lanes], proposals)
+        logits = self._network.forward(batch.kv, [lane.pending for lane in lanes], proposals)
+        best, chosen = self._chooser.choose(logits, batch.rows(), proposals)
         tail = max(map(len, proposals))
         start = batch.kv.size - tail
         for number, (lane, proposal) in enumerate(zip(lanes, proposals, strict=True)):
             if not lane.row.output and self._prefixes:
                 self._prefixes.remember(lane.row.prompt, batch.kv, number)
-            accepted = self._accept(lane, proposal, chosen[number], best[number].tolist())
+            accepted = self._accept(lane, proposal, chosen[number], best[number])
             batch.kv.slots[number, start + accepted :] = NOTHING
         finished = [lane.row for lane in lanes if lane.row.finished]
         for row in finished:
-            self._said_keep += row.output[:1] == [self._keep]
+            self._said_keep += bool(row.output) and row.output[0] == self._keep
             self._repeated += tuple(row.output) == row.draft
         batch.keep([lane.row for lane in lanes if not lane.row.finished])
         return finished
@@ -183,7 +196,8 @@ class Decoder:
                 return accepted
             token = chosen[accepted]
             row.output.append(token)
-            if token in self._ends:
+            kept = row.output[0] == self._keep
+            if token in self._ends or (kept and token not in self._controls):
                 row.finished = "end"
                 return accepted
             if len(row.output) >= row.max_new:

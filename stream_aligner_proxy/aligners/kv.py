@@ -11,14 +11,20 @@ query may see: junk between two tokens changes nothing.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 NOTHING = -1
+# A prompt that shares all but this much with a newer one, and twice as much as is left, goes.
+_TAIL = 64
+
+Ids = npt.NDArray[np.int64]
 _new_layer: Any = DynamicLayer
 
 
@@ -158,52 +164,68 @@ def join(parts: Sequence[KV]) -> KV:
     return KV(layers, slots)
 
 
+class _Entry(NamedTuple):
+    ids: Ids
+    kv: KV
+
+
 class Prefixes:
     """The caches of the last prompts, at most `tokens` tokens together; the least used go first.
 
-    The prompts of one reply grow at their end, so each review needs only what is new.
+    The prompts of one reply grow at their end, so each review needs only what is new. A prompt that
+    holds most of an older one takes its place: one reply does not fill the room.
     """
 
     def __init__(self, tokens: int) -> None:
         self._room = tokens
         self._held = 0
-        self._entries: OrderedDict[tuple[int, ...], KV] = OrderedDict()
+        self._entries: OrderedDict[tuple[int, ...], _Entry] = OrderedDict()
+
+    @property
+    def held(self) -> int:
+        """Tokens in the cache."""
+        return self._held
 
     def longest(self, prompt: tuple[int, ...]) -> KV | None:
         """The longest remembered beginning of `prompt`, always short of its last token."""
         best, length = None, 0
-        for ids in self._entries:
-            shared = min(_shared(ids, prompt), len(prompt) - 1)
+        ids = np.asarray(prompt)
+        for known, entry in self._entries.items():
+            shared = min(_shared(entry.ids, ids), len(prompt) - 1)
             if shared > length:
-                best, length = ids, shared
+                best, length = known, shared
         if best is None:
             return None
         self._entries.move_to_end(best)
-        return self._entries[best].prefix(0, length)
+        return self._entries[best].kv.prefix(0, length)
 
     def remember(self, prompt: tuple[int, ...], kv: KV, row: int) -> None:
         if len(prompt) > self._room or prompt in self._entries:
             return
+        ids = np.asarray(prompt)
+        for known, entry in list(self._entries.items()):
+            shared = _shared(entry.ids, ids)
+            if len(known) - shared <= min(_TAIL, shared // 2):
+                self._forget(known)
         kept = kv.prefix(row, len(prompt))
         # A view of one row would hold the memory of all of them.
-        self._entries[prompt] = kept.copy() if len(kv.slots) > 1 else kept
+        self._entries[prompt] = _Entry(ids, kept.copy() if len(kv.slots) > 1 else kept)
         self._held += len(prompt)
         while self._held > self._room:
-            ids, _ = self._entries.popitem(last=False)
-            self._held -= len(ids)
+            self._forget(next(iter(self._entries)))
 
     def clear(self) -> None:
         self._entries.clear()
         self._held = 0
 
+    def _forget(self, prompt: tuple[int, ...]) -> None:
+        del self._entries[prompt]
+        self._held -= len(prompt)
 
-def _shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """The length of the common beginning, by bisection: slices compare at C speed."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+
+def _shared(a: Ids, b: Ids) -> int:
+    """The length of the common beginning."""
+    length = min(len(a), len(b))
+    differ = a[:length] != b[:length]
+    first = int(differ.argmax()) if length else 0
+    return first if length and differ[first] else length

@@ -39,23 +39,14 @@ class Network:
     @torch.inference_mode()
     def forward(
         self, kv: KV, pending: Sequence[Sequence[int]], proposals: Sequence[Sequence[int]]
-    ) -> tuple[Tensor, list[list[int]]]:
+    ) -> Tensor:
         """Run each row's pending tokens (at least one) and, after them, its proposed tokens.
 
-        Returns the best logit after the last pending token and after each proposed one, (B, R + 1)
-        float32 on the CPU with R the longest proposal, and the tokens they belong to, R + 1 a row;
-        what is beyond a row's own proposal means nothing. Grows `kv` by P + R slots, P the longest
-        pending; the caller takes back what it rejects.
+        Returns the logits after the last pending token and after each proposed one, (B, R + 1, V)
+        on the model's device, with R the longest proposal; what is beyond a row's own proposal
+        means nothing. Grows `kv` by P + R slots, P the longest pending; the caller takes back what
+        it rejects.
         """
-        best, ids = self.logits(kv, pending, proposals).max(dim=-1)
-        chosen: list[list[int]] = ids.cpu().tolist()
-        return best.float().cpu(), chosen
-
-    @torch.inference_mode()
-    def logits(
-        self, kv: KV, pending: Sequence[Sequence[int]], proposals: Sequence[Sequence[int]]
-    ) -> Tensor:
-        """The logits (B, R + 1, V) that `forward` chooses from, on the model's device."""
         wide = max(map(len, pending))
         tail = max(map(len, proposals))
         tokens = torch.zeros((len(pending), wide + tail), dtype=torch.int64)
@@ -121,14 +112,14 @@ def takes_back(network: Network, rows: int, tolerance: float = 0.02) -> bool:
     prompts = _PROBE[:rows]
     none: list[list[int]] = [[]] * rows
     try:
-        alone = [network.logits(KV.empty(1), [[*prompt, 9, 4]], [[]]) for prompt in prompts]
+        alone = [network.forward(KV.empty(1), [[*prompt, 9, 4]], [[]]) for prompt in prompts]
         kv = KV.empty(rows)
-        network.logits(kv, prompts, [[3]] * rows)
+        network.forward(kv, prompts, [[3]] * rows)
         kv.slots[:, -1] = NOTHING
         if rows == 1:
             kv.trim()
-        network.logits(kv, [[9]] * rows, none)
-        together = network.logits(kv, [[4]] * rows, none)
+        network.forward(kv, [[9]] * rows, none)
+        together = network.forward(kv, [[4]] * rows, none)
     except Exception:
         log.warning("this model does not run with %d rows and a cache", rows, exc_info=True)
         return False

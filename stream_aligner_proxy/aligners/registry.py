@@ -29,8 +29,8 @@ BACKENDS: dict[str, Backend] = {
         "stream_aligner_proxy.aligners.transformers_engine",
         "TransformersAligner",
         _words(
-            "path name profile device dtype window max_batch queue timeout max_new_factor"
-            " max_new_extra threads prefix_cache_tokens method"
+            "path name adapter profile device dtype window max_batch queue timeout max_new_factor"
+            " max_new_extra threads prefix_cache_tokens prefill method temperature top_k top_p seed"
         ),
     ),
 }

@@ -1,40 +1,32 @@
 """An aligner that runs a transformers model inside the proxy's process, on CPU or CUDA.
 
 The event loop only queues and waits: encoding, forward passes and decoding happen in one thread
-(`worker`), a batch at a time, with the draft verified instead of generated (`decoding`).
+(`worker`, `local_engine`), a batch at a time, with the draft verified instead of generated
+(`decoding`).
 """
 
 import asyncio
-import logging
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from stream_aligner_proxy.aligners import checkpoint as checkpoints
-from stream_aligner_proxy.aligners.checkpoint import Checkpoint
-from stream_aligner_proxy.aligners.decoding import Batch, Decoder, Method, Row
-from stream_aligner_proxy.aligners.encoding import Encoder
-from stream_aligner_proxy.aligners.kv import Prefixes
-from stream_aligner_proxy.aligners.network import Network, takes_back
+from stream_aligner_proxy.aligners.choosing import Sampling
+from stream_aligner_proxy.aligners.decoding import Method
+from stream_aligner_proxy.aligners.local_engine import Load, LocalEngine, Options
 from stream_aligner_proxy.aligners.worker import Job, Worker
 from stream_aligner_proxy.core.errors import ConfigError, ReviewError
 from stream_aligner_proxy.core.ports import Progress
-from stream_aligner_proxy.core.prompts import END, KEEP, PROFILES, fit
-from stream_aligner_proxy.core.records import NEUTRAL, Review, Scope, Turn, Verdict
-
-log = logging.getLogger(__name__)
-
-Load = Callable[[], Checkpoint]
+from stream_aligner_proxy.core.prompts import PROFILES
+from stream_aligner_proxy.core.records import Review, Scope, Verdict
 
 
 class TransformersAligner:
     """Reviews with a local checkpoint.
 
-    `path`: a local directory as `save_pretrained` writes it. `profile`: the prompt profile, by
-    default the one in the checkpoint's `training_config.json`. `device`: `auto`, `cpu`, `cuda`,
+    `path`: a local directory as `save_pretrained` writes it. `adapter`: a directory with a LoRA
+    adapter for it, as PEFT writes it. `profile`: the prompt profile, by default the one in the
+    adapter's or the checkpoint's `training_config.json`. `device`: `auto`, `cpu`, `cuda`,
     `cuda:1`. `dtype`: `auto` (bfloat16 on CUDA, float32 on CPU), `bfloat16`,
     `float16`, `float32`, or `bf16`, `fp16`, `fp32`. `window`: tokens
     of prompt and revision together, at most the model's own. `max_batch`: reviews decoded
@@ -43,7 +35,9 @@ class TransformersAligner:
     `max_new_extra`: a revision has at most factor x draft + extra tokens. `threads`: torch's
     threads for one operation, for the whole process; by default one up to four cores (more only
     steal from the event loop), else half the cores. `prefix_cache_tokens`: how many tokens of
-    earlier prompts stay cached; 0 for none. `method`: `greedy` switches the draft off.
+    earlier prompts stay cached; 0 for none. `prefill`: read what is known of a coming review when
+    there is nothing else to do. `method`: `greedy` switches the draft off. `temperature`, `top_k`,
+    `top_p`, `seed`: draw the revision's tokens instead of taking the best; a reviewer should not.
     """
 
     def __init__(
@@ -51,6 +45,7 @@ class TransformersAligner:
         path: str | Path,
         *,
         name: str | None = None,
+        adapter: str | Path | None = None,
         profile: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
@@ -62,7 +57,12 @@ class TransformersAligner:
         max_new_extra: int = 64,
         threads: int | None = None,
         prefix_cache_tokens: int = 16_384,
+        prefill: bool = True,
         method: Method = "verify",
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
         load: Load | None = None,
     ) -> None:
         for key, value in (("max_batch", max_batch), ("queue", queue), ("threads", threads)):
@@ -74,21 +74,33 @@ class TransformersAligner:
             raise ConfigError(
                 f"aligner.profile: unknown profile {profile!r}; known are {', '.join(PROFILES)}"
             )
+        if not 0 <= temperature < float("inf"):
+            raise ConfigError(f"aligner.temperature: must be 0 or more, not {temperature}")
+        if top_k < 0:
+            raise ConfigError(f"aligner.top_k: must be 0 (all) or more, not {top_k}")
+        if not 0 < top_p <= 1:
+            raise ConfigError(f"aligner.top_p: must be above 0 and at most 1, not {top_p}")
         path = Path(path)
+        lora = Path(adapter) if adapter is not None else None
         self.name = name or path.name
         self._engine = LocalEngine(
-            load or (lambda: checkpoints.load(path, device=device, dtype=dtype)),
-            profile=profile,
-            window=window,
-            max_batch=max_batch,
-            max_new=lambda draft: int(max_new_factor * draft) + max_new_extra,
-            threads=threads or _threads(),
-            prefix_cache_tokens=prefix_cache_tokens,
-            method=method,
+            load or (lambda: checkpoints.load(path, adapter=lora, device=device, dtype=dtype)),
+            Options(
+                profile=profile,
+                window=window,
+                max_batch=max_batch,
+                max_new_factor=max_new_factor,
+                max_new_extra=max_new_extra,
+                threads=threads or _threads(),
+                prefix_cache_tokens=prefix_cache_tokens,
+                method=method,
+                sampling=Sampling(temperature, top_k, top_p, seed),
+            ),
         )
         self._worker = Worker(self._engine, f"aligner-{self.name}")
         self._places = asyncio.Semaphore(queue)
         self._timeout = timeout
+        self._prefill = prefill and prefix_cache_tokens > 0
         self._started = self._loaded = False
 
     @property
@@ -98,7 +110,8 @@ class TransformersAligner:
 
     @property
     def strengths(self) -> tuple[float, float]:
-        return NEUTRAL, NEUTRAL
+        """Without a keep token there is nothing that could be made less likely."""
+        return self._engine.strengths
 
     @property
     def ready(self) -> bool:
@@ -132,6 +145,8 @@ class TransformersAligner:
 
     def expect(self, review: Review) -> None:
         """Read what is known of a coming review, when there is nothing else to do."""
+        if self._prefill and self.ready and review.scope in self.scopes:
+            self._worker.expect(review)
 
     async def review(self, review: Review, progress: Progress | None = None) -> Verdict:
         """The verdict. Raises `ReviewError`, also when the deadline passes."""
@@ -142,12 +157,12 @@ class TransformersAligner:
         try:
             async with asyncio.timeout(self._timeout):
                 async with self._places:
-                    return await self._run(review)
+                    return await self._run(review, progress)
         except TimeoutError:
             raise ReviewError(f"the aligner took longer than {self._timeout} s") from None
 
-    async def _run(self, review: Review) -> Verdict:
-        job = Job(review, asyncio.get_running_loop())
+    async def _run(self, review: Review, progress: Progress | None) -> Verdict:
+        job = Job(review, asyncio.get_running_loop(), progress)
         self._worker.submit(job)
         try:
             return await job.future
@@ -157,117 +172,6 @@ class TransformersAligner:
     async def close(self) -> None:
         """Fail what is unfinished and end the thread."""
         await asyncio.to_thread(self._worker.close)
-
-
-class LocalEngine:
-    """The model side of a review; lives in the worker's thread (see `worker.Engine`)."""
-
-    scopes: frozenset[Scope] = frozenset()
-
-    def __init__(
-        self,
-        load: Load,
-        *,
-        profile: str | None,
-        window: int | None,
-        max_batch: int,
-        max_new: Callable[[int], int],
-        threads: int,
-        prefix_cache_tokens: int,
-        method: Method,
-    ) -> None:
-        self._load = load
-        self._profile = profile
-        self._window = window or 0
-        self._max_new = max_new
-        self._threads = threads
-        self._method: Method = method
-        self._prefixes = Prefixes(prefix_cache_tokens)
-        self.max_rows = max_batch
-        self._encoder: Encoder
-        self._decoder: Decoder
-
-    def load(self) -> None:
-        torch.set_num_threads(self._threads)
-        checkpoint = self._load()
-        profile = checkpoints.choose_profile(self._profile, checkpoint)
-        self._window = min(self._window or checkpoint.window, checkpoint.window)
-        self._encoder = Encoder(checkpoint.tokenizer, profile, checkpoint.ends)
-        network = Network(checkpoint.model)
-        self._decoder = Decoder(
-            network,
-            self._encoder.ends,
-            keep=self._encoder.keep,
-            method=self._method,
-            prefixes=self._prefixes,
-        )
-        self.scopes = profile.scopes
-        if not takes_back(network, 1):
-            raise ConfigError(
-                "aligner.path: this model's cache cannot take back a guess (it keeps a state, or"
-                " does not run at all; see the log): use another architecture"
-            )
-        if self.max_rows > 1 and not takes_back(network, 2):
-            log.warning("this architecture cannot be batched here; reviews run one at a time")
-            self.max_rows = 1
-        try:
-            self._warm_up()
-        except ReviewError as error:
-            raise ConfigError(f"aligner.window: {self._window} tokens: {error}") from error
-
-    def prepare(self, review: Review) -> Row:
-        """Fit the review into the window and encode it. Raises `ReviewError` where it cannot."""
-        encoder = self._encoder
-        draft = encoder.draft(review)
-        bare = Review((), "", review.sentence, review.scope)
-        free = (
-            self._window - encoder.overhead - sum(map(encoder.count, encoder.profile.render(bare)))
-        )
-        # The revision may take all it is allowed, but a long sentence leaves half of what is left
-        # to the context, unless the sentence itself needs more.
-        room = min(self._max_new(len(draft)), max(free // 2, len(draft)))
-        budget = self._window - encoder.overhead - room
-        if budget <= 0:
-            raise ReviewError("the sentence does not fit the aligner's window")
-        fitted = fit(review, encoder.profile, encoder.count, budget)
-        prompt = encoder.prompt(fitted)
-        if len(prompt) + room > self._window:
-            raise ReviewError("the review does not fit the aligner's window")
-        return Row(prompt, draft, room)
-
-    def begin(self, rows: list[Row]) -> Batch:
-        return self._decoder.begin(rows)
-
-    def step(self, batch: Batch) -> list[Row]:
-        return self._decoder.step(batch)
-
-    def read(self, row: Row, review: Review) -> Verdict:
-        """The verdict of a finished row. Raises `ReviewError` for output nobody can trust."""
-        if row.finished == "broken":
-            raise ReviewError("the aligner's model gave logits that are no numbers")
-        revision = self._encoder.revision(row.output, finished=row.finished == "end")
-        for control in revision.controls:
-            if control not in (KEEP, END):
-                raise ReviewError(f"the aligner wrote the control token {control}")
-        if "\ufffd" in revision.text and "\ufffd" not in review.sentence:
-            raise ReviewError("the aligner's revision is not valid text")
-        verdict = self._encoder.profile.read(revision, review)
-        return Verdict(verdict.replacement, verdict.end, len(row.prompt), len(row.output))
-
-    def recover(self) -> None:
-        self._prefixes.clear()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-    def _warm_up(self) -> None:
-        """One small review, so that the first real one does not pay for lazy initialisation."""
-        review = Review((Turn("user", "Hello."),), "", "Hello there.", next(iter(self.scopes)))
-        row = self.prepare(review)
-        row.max_new = 2
-        batch = self.begin([row])
-        while batch.lanes:
-            self.step(batch)
-        self._prefixes.clear()
 
 
 def _threads() -> int:

@@ -3,7 +3,10 @@
 1. `submit` puts a job in the queue (its bound is kept by the caller, see `TransformersAligner`).
 2. Between two steps the thread drops what was withdrawn and takes in what waits, up to `max_rows`.
    New rows make their first pass on their own (most finish in it); the others join the batch.
-3. A finished row is read into a verdict and handed to its event loop.
+3. What is final of an unfinished row is told to its event loop, word by word.
+4. A finished row is read into a verdict and handed over.
+5. With nothing else to do, the beginnings of reviews that may come are read (`expect`), a short
+   pass at a time.
 
 A failure ends the jobs it belongs to with `ReviewError` and never the thread.
 """
@@ -11,28 +14,53 @@ A failure ends the jobs it belongs to with `ReviewError` and never the thread.
 import asyncio
 import logging
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from stream_aligner_proxy.aligners.decoding import Batch, Row
+from stream_aligner_proxy.aligners.decoding import Batch
+from stream_aligner_proxy.aligners.row import Row
 from stream_aligner_proxy.core.errors import ReviewError
+from stream_aligner_proxy.core.ports import Progress
 from stream_aligner_proxy.core.records import Review, Verdict
 
 log = logging.getLogger(__name__)
 
 CLOSED = "the aligner is closed"
 
+# Replies whose next review may be expected at once; the oldest hints go first.
+MAX_EXPECTED = 64
+
 
 class Job:
     """One review on its way through the thread. `withdrawn` may be set from any thread."""
 
-    def __init__(self, review: Review, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        review: Review,
+        loop: asyncio.AbstractEventLoop,
+        progress: Progress | None = None,
+    ) -> None:
         self.review = review
         self.future: asyncio.Future[Verdict] = loop.create_future()
         self.withdrawn = False
+        self.watched = progress is not None
+        self._progress = progress or (lambda text: None)
+        self._told = ""
+        self._seen = 0
         self._loop = loop
+
+    def due(self, tokens: int) -> bool:
+        """Whether an output of so many tokens is worth another look: each look reads all of it."""
+        return self.watched and tokens > self._seen + self._seen // 16
+
+    def tell(self, text: str, tokens: int) -> None:
+        """Pass on what is final of an output of `tokens` tokens."""
+        self._seen = tokens
+        if len(text) > len(self._told) and text.startswith(self._told):
+            self._told = text
+            self._hand_over(lambda: self._progress(text))
 
     def succeed(self, verdict: Verdict) -> None:
         self._hand_over(lambda: self.future.set_result(verdict))
@@ -64,6 +92,14 @@ class Engine(Protocol):
 
     def step(self, batch: Batch) -> list[Row]: ...
 
+    def beginning(self, row: Row) -> str:
+        """What is final of the text of an unfinished row."""
+        ...
+
+    def foresee(self, review: Review) -> bool:
+        """Read the beginning of a review that may come; whether there is more of it to read."""
+        ...
+
     def read(self, row: Row, review: Review) -> Verdict: ...
 
     def recover(self) -> None:
@@ -77,6 +113,7 @@ class Worker:
     def __init__(self, engine: Engine, name: str) -> None:
         self._engine = engine
         self._waiting: deque[Job] = deque()
+        self._expected: OrderedDict[int, Review] = OrderedDict()  # by the conversation's id()
         self._running: dict[Row, Job] = {}
         self._batch = Batch.none()
         self._changed = threading.Condition()
@@ -99,7 +136,17 @@ class Worker:
         with self._changed:
             if self._closing:
                 raise ReviewError(CLOSED)
+            self._expected.pop(id(job.review.conversation), None)
             self._waiting.append(job)
+            self._changed.notify()
+
+    def expect(self, review: Review) -> None:
+        """Note a review that may come, in place of an earlier note of the same reply."""
+        with self._changed:
+            # The note holds the conversation, so its id() is nobody else's.
+            self._expected[id(review.conversation)] = review
+            if len(self._expected) > MAX_EXPECTED:
+                self._expected.popitem(last=False)
             self._changed.notify()
 
     def withdraw(self, job: Job) -> None:
@@ -128,6 +175,7 @@ class Worker:
         try:
             while self._take_in():
                 self._step(self._batch)
+                self._look_ahead()
         except BaseException:
             log.exception("the aligner's thread ended; every review fails from now on")
         finally:
@@ -141,7 +189,7 @@ class Worker:
         self._drop_withdrawn()
         # The event loop takes this lock too: nothing slow may happen under it.
         with self._changed:
-            while not (self._closing or self._waiting or self._batch.lanes):
+            while not (self._closing or self._waiting or self._batch.lanes or self._expected):
                 self._changed.wait()
             if self._closing:
                 return False
@@ -188,6 +236,8 @@ class Worker:
             self._broke(rows, error)
             batch.clear()
             return
+        for row in batch.rows():
+            self._tell(row)
         for row in finished:
             job = self._running.pop(row)
             try:
@@ -197,6 +247,35 @@ class Worker:
             except Exception as error:
                 log.exception("a revision could not be read")
                 job.fail(ReviewError(f"the aligner failed: {type(error).__name__}"))
+
+    def _tell(self, row: Row) -> None:
+        job = self._running[row]
+        if not job.due(len(row.output)):
+            return
+        try:
+            job.tell(self._engine.beginning(row), len(row.output))
+        except Exception:
+            # The verdict will say what is wrong; until then there is just nothing to tell.
+            log.exception("a revision could not be read")
+            job.watched = False
+
+    def _look_ahead(self) -> None:
+        """One short pass for a review that may come, if there is none that is here."""
+        with self._changed:
+            if self._closing or self._waiting or self._batch.lanes or not self._expected:
+                return
+            key, review = self._expected.popitem(last=False)
+        try:
+            more = self._engine.foresee(review)
+        except ReviewError:
+            return  # the review itself will tell, if it comes
+        except Exception:
+            log.exception("the beginning of a review could not be read ahead")
+            self._engine.recover()
+            return
+        if more:
+            with self._changed:
+                self._expected.setdefault(key, review)
 
     def _drop_withdrawn(self) -> None:
         if not any(job.withdrawn for job in self._running.values()):
@@ -223,6 +302,7 @@ class Worker:
             jobs = [*self._running.values(), *self._waiting]
             self._running.clear()
             self._waiting.clear()
+            self._expected.clear()
             self._batch = Batch.none()
         for job in jobs:
             job.fail(ReviewError(CLOSED))

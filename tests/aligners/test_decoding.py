@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,10 +10,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stream_aligner_proxy.aligners.decoding import Batch, Decoder, Row
+from stream_aligner_proxy.aligners.choosing import Chooser, Sampling, bias_of
+from stream_aligner_proxy.aligners.decoding import Batch, Decoder
 from stream_aligner_proxy.aligners.drafting import DraftCursor, best_width
 from stream_aligner_proxy.aligners.kv import KV, Prefixes
 from stream_aligner_proxy.aligners.network import Network, takes_back
+from stream_aligner_proxy.aligners.pacing import pass_cost
+from stream_aligner_proxy.aligners.row import Row
 from tests.aligners.models import ARCHITECTURES, model
 
 VOCABULARY = 300
@@ -24,15 +27,26 @@ quick = settings(
 )
 
 
+Choice = Callable[[torch.Tensor, list[int]], int]
+
+
+def the_best(logits: torch.Tensor, output: list[int]) -> int:
+    return int(logits.argmax())
+
+
 @torch.inference_mode()
 def plain_greedy(
-    network: Any, prompt: Sequence[int], ends: frozenset[int], max_new: int
+    network: Any,
+    prompt: Sequence[int],
+    ends: frozenset[int],
+    max_new: int,
+    choose: Choice = the_best,
 ) -> list[int]:
     """The definition: no cache, no batch, no padding, one token a pass."""
     ids, output = list(prompt), []
     while len(output) < max_new:
         logits = network(input_ids=torch.tensor([ids])).logits[0, -1]
-        output.append(int(logits.argmax()))
+        output.append(choose(logits, output))
         ids.append(output[-1])
         if output[-1] in ends:
             break
@@ -122,12 +136,146 @@ def test_the_plain_reference_path_gives_what_greedy_decoding_gives(case: Case) -
 @given(cases)
 def test_a_keep_token_changes_how_many_passes_it_takes_and_nothing_else(case: Case) -> None:
     keep = case.expected[0][0]
-    decoder = case.decoder(keep=keep)
+    controls = frozenset(range(0, VOCABULARY, 2)) | case.ends | {keep}
+    decoder = case.decoder(keep=keep, controls=controls)
     finish(decoder, decoder.begin(case.rows))
-    case.check()
+    for row, output in zip(case.rows, case.expected, strict=True):
+        # After a keep token only control tokens can be meant.
+        meant = output
+        if output[0] == keep:
+            ordinary = [n for n, token in enumerate(output[1:], 2) if token not in controls]
+            meant = output[: ordinary[0]] if ordinary else output
+        assert row.output == meant
     first = case.rows[0]
     if first.max_new > 1 and keep not in case.ends and len(first.output) <= 2:
         assert first.passes == 1
+
+
+@quick
+@given(cases, st.sampled_from([0.0, 0.1, 0.4, 0.6, 0.9, 1.0]), st.booleans())
+def test_a_dialled_choice_is_the_same_with_a_draft_and_without(
+    case: Case, strength: float, keeps: bool
+) -> None:
+    keep = case.expected[0][0] if keeps else KEEP
+    bias = bias_of(strength)
+    expected = []
+    for row in case.rows:
+        row.bias = bias
+
+        def dialled(logits: torch.Tensor, output: list[int], row: Row = row) -> int:
+            logits = logits.clone()
+            if not output:
+                logits[keep] += bias
+            if bias > 0 and tuple(output) == row.draft[: len(output)] != row.draft:
+                logits[row.draft[len(output)]] += bias
+            return int(logits.argmax())
+
+        expected.append(plain_greedy(case.model, row.prompt, case.ends, row.max_new, dialled))
+    decoder = case.decoder(keep=keep, controls=frozenset(range(VOCABULARY)))
+    finish(decoder, decoder.begin(case.rows))
+    assert [row.output for row in case.rows] == expected
+    if strength == 0:
+        # Either the keep token or the sentence itself.
+        for row in case.rows:
+            kept = row.draft[: row.draft.index(min(case.ends)) + 1][: row.max_new]
+            assert row.output[0] == keep or tuple(row.output) == kept[: len(row.output)]
+
+
+@quick
+@given(
+    cases,
+    st.sampled_from([Sampling(0.7), Sampling(1.5, top_k=5), Sampling(1.0, top_p=0.8)]),
+    st.integers(0, 2**63),
+)
+def test_drawn_tokens_are_the_same_with_a_draft_and_without(
+    case: Case, sampling: Sampling, seed: int
+) -> None:
+    chooser = Chooser(None, sampling)
+    expected = []
+    for number, row in enumerate(case.rows):
+        row.seed = seed + number
+
+        def drawn(logits: torch.Tensor, output: list[int], row: Row = row) -> int:
+            alone = Row(row.prompt, (), row.max_new, seed=row.seed, output=output)
+            return chooser.choose(logits[None, None], [alone], [[]])[1][0][0]
+
+        output = plain_greedy(case.model, row.prompt, case.ends, row.max_new, drawn)
+        expected.append(output)
+        # Half of the drafts are what will be drawn, edited: so runs are accepted, too.
+        if number % 2 == 0:
+            row.draft = (*edited(output, 0.1, case.rng), min(case.ends))
+    decoder = case.decoder(sampling=sampling)
+    finish(decoder, decoder.begin(case.rows))
+    assert [row.output for row in case.rows] == expected
+
+
+def test_tokens_are_drawn_as_often_as_the_model_says() -> None:
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5])
+    n = 4000
+
+    def shares(sampling: Sampling) -> torch.Tensor:
+        rows = [Row((), (), 1, seed=seed) for seed in range(n)]
+        chooser = Chooser(None, sampling)
+        _, tokens = chooser.choose(logits.expand(n, 1, 5), rows, [[]] * n)
+        return torch.bincount(torch.tensor(tokens)[:, 0], minlength=5) / n
+
+    assert (shares(Sampling(1.0)) - logits.softmax(0)).abs().max() < 0.03
+    assert (shares(Sampling(2.0)) - (logits / 2).softmax(0)).abs().max() < 0.03
+    top = torch.tensor([0.0, 1.0, 2.0, 0.0, 0.0]).masked_fill(
+        torch.tensor([True, False, False, True, True]), -torch.inf
+    )
+    assert (shares(Sampling(1.0, top_k=2)) - top.softmax(0)).abs().max() < 0.03
+    # 2.0 has 56 %, 1.0 the next 21 %: both are needed for 70 %, and enough.
+    assert (shares(Sampling(1.0, top_p=0.7)) - top.softmax(0)).abs().max() < 0.03
+
+
+@quick
+@given(cases, st.data())
+def test_prompts_read_ahead_in_pieces_change_nothing_and_save_their_tokens(
+    case: Case, data: st.DataObject
+) -> None:
+    prefixes = Prefixes(4000)
+    decoder = case.decoder(prefixes=prefixes)
+    for row in case.rows:
+        known = data.draw(st.integers(0, len(row.prompt)))
+        most = data.draw(st.integers(1, 20))
+        while decoder.prefill(row.prompt[:known], least=1, most=most):
+            pass
+        if known:
+            remembered = prefixes.longest((*row.prompt[:known], -1))
+            assert remembered is not None
+            assert remembered.size == known
+    finish(decoder, decoder.begin(case.rows))
+    case.check()
+
+
+def test_reading_ahead_is_not_begun_for_a_few_tokens() -> None:
+    prefixes = Prefixes(400)
+    decoder = Decoder(Network(model("llama", VOCABULARY)), frozenset({1}), prefixes=prefixes)
+    assert not decoder.prefill(tuple(range(9)), least=10, most=100)
+    assert prefixes.held == 0
+    assert not decoder.prefill((), least=0, most=100)
+    assert not decoder.prefill(tuple(range(10)), least=10, most=100)
+    assert prefixes.held == 10
+
+
+def test_the_prompts_of_one_reply_take_the_room_of_one() -> None:
+    prefixes = Prefixes(1000)
+    decoder = Decoder(Network(model("llama", VOCABULARY)), frozenset({1}), prefixes=prefixes)
+    context = tuple(range(2, 42))
+    for step in range(10):
+        prompt = (*context, *range(50 + 10 * step, 60 + 10 * step))
+        finish(decoder, decoder.begin([Row((*prompt, 290, 291), (5, 1), 2)]))
+        context = prompt
+    assert prefixes.held <= len(context) + 2 + 60
+    other = tuple(range(100, 140))
+    finish(decoder, decoder.begin([Row(other, (5, 1), 2)]))
+    assert prefixes.longest((*context, 0)) is not None
+    assert prefixes.longest((*other, 0)) is not None
+
+
+def test_the_cost_of_a_pass_is_measured_in_tokens() -> None:
+    assert 2 <= pass_cost(Network(model("llama", VOCABULARY))) <= 4096
 
 
 def test_a_model_that_repeats_unchanged_sentences_gets_the_draft_proposed_first() -> None:
@@ -286,9 +434,9 @@ def test_logits_that_are_no_numbers_break_their_row_only() -> None:
     run = network.forward
 
     def poisoned(kv: KV, pending: Any, proposals: Any) -> Any:
-        best, chosen = run(kv, pending, proposals)
-        best[0] = float("nan")
-        return best, chosen
+        logits = run(kv, pending, proposals)
+        logits[0] = float("nan")
+        return logits
 
     network.forward = poisoned  # type: ignore[method-assign]
     decoder = Decoder(network, frozenset())
@@ -349,12 +497,12 @@ def test_a_model_without_a_cache_cannot_run_at_all() -> None:
 
 def test_the_head_runs_on_the_tokens_that_are_looked_at_only() -> None:
     network = Network(model("llama", VOCABULARY))
-    assert network.logits(KV.empty(1), [list(range(50))], [[1, 2]]).shape == (1, 3, VOCABULARY)
+    assert network.forward(KV.empty(1), [list(range(50))], [[1, 2]]).shape == (1, 3, VOCABULARY)
     seen: list[int] = []
     hook = network.model.lm_head.register_forward_hook(
         lambda _module, inputs, _output: seen.append(inputs[0].shape[1])
     )
-    network.logits(KV.empty(1), [list(range(50))], [[1, 2]])
+    network.forward(KV.empty(1), [list(range(50))], [[1, 2]])
     hook.remove()
     assert seen == [3]
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from stream_aligner_proxy.aligners import transformers_engine
+from stream_aligner_proxy.aligners import local_engine
 from stream_aligner_proxy.aligners.registry import create
 from stream_aligner_proxy.aligners.transformers_engine import TransformersAligner
+from stream_aligner_proxy.aligners.worker import Job
 from stream_aligner_proxy.core.errors import ConfigError, ReviewError
 from stream_aligner_proxy.core.records import Review, Turn, Verdict
 from tests.aligners.models import ANSWERS, QUESTION, checkpoint, model, tokenizer, trained
@@ -302,7 +303,7 @@ async def test_a_failure_in_the_first_pass_of_newcomers_spares_those_who_run() -
 async def test_logits_that_are_no_numbers_are_an_error() -> None:
     async with running() as aligner:
         gate = Gate(aligner)
-        gate.change = lambda result: (result[0] * float("nan"), result[1])
+        gate.change = lambda logits: logits * float("nan")
         gate.stay_open()
         with pytest.raises(ReviewError, match="no numbers"):
             await ask(aligner)
@@ -401,7 +402,7 @@ async def test_loading_happens_off_the_event_loop_and_once() -> None:
 async def test_a_verdict_for_a_loop_that_is_gone_is_dropped() -> None:
     async with running() as aligner:
         gone = asyncio.new_event_loop()
-        job = transformers_engine.Job(Review(QUESTION, "", KEPT), gone)
+        job = Job(Review(QUESTION, "", KEPT), gone)
         gone.close()
         aligner._worker.submit(job)
         assert same(await ask(aligner), VERDICTS[CHANGED])
@@ -440,7 +441,7 @@ async def test_no_prompt_and_no_revision_leaves_the_window(profile: str) -> None
 async def test_an_architecture_that_cannot_be_padded_runs_one_review_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transformers_engine, "takes_back", lambda _network, rows: rows == 1)
+    monkeypatch.setattr(local_engine, "takes_back", lambda _network, rows: rows == 1)
     async with running() as aligner:
         gate = Gate(aligner)
         gate.stay_open()
@@ -450,7 +451,7 @@ async def test_an_architecture_that_cannot_be_padded_runs_one_review_at_a_time(
 
 
 async def test_an_architecture_without_a_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformers_engine, "takes_back", lambda _network, _rows: False)
+    monkeypatch.setattr(local_engine, "takes_back", lambda _network, _rows: False)
     with pytest.raises(ConfigError, match=r"aligner\.path: .*take back"):
         async with running():
             pass
@@ -550,6 +551,10 @@ async def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path: Pat
         ({"queue": 0}, r"aligner\.queue: must be at least 1"),
         ({"threads": -1}, r"aligner\.threads: must be at least 1"),
         ({"method": "guess"}, r"aligner\.method: 'guess'; known are verify, greedy"),
+        ({"temperature": -1}, r"aligner\.temperature: must be 0 or more"),
+        ({"temperature": float("inf")}, r"aligner\.temperature: must be 0 or more"),
+        ({"top_k": -1}, r"aligner\.top_k: must be 0 \(all\) or more"),
+        ({"top_p": 0}, r"aligner\.top_p: must be above 0"),
         ({"profile": "haiku"}, r"aligner\.profile: unknown profile 'haiku'"),
     ],
 )

@@ -1,0 +1,181 @@
+"""The model side of a review: fits, encodes, decodes and reads. Lives in the worker's thread."""
+
+import logging
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+from stream_aligner_proxy.aligners import checkpoint as checkpoints
+from stream_aligner_proxy.aligners.checkpoint import Checkpoint
+from stream_aligner_proxy.aligners.choosing import GREEDY, Sampling, bias_of
+from stream_aligner_proxy.aligners.decoding import Batch, Decoder, Method
+from stream_aligner_proxy.aligners.encoding import Encoder
+from stream_aligner_proxy.aligners.kv import Prefixes
+from stream_aligner_proxy.aligners.network import Network, takes_back
+from stream_aligner_proxy.aligners.pacing import pass_cost
+from stream_aligner_proxy.aligners.row import Row
+from stream_aligner_proxy.core.errors import ConfigError, ReviewError
+from stream_aligner_proxy.core.prompts import END, KEEP, fit
+from stream_aligner_proxy.core.records import NEUTRAL, Review, Scope, Turn, Verdict
+
+log = logging.getLogger(__name__)
+
+Load = Callable[[], Checkpoint]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Settings of one engine; see `TransformersAligner` for their meaning."""
+
+    profile: str | None = None
+    window: int | None = None
+    max_batch: int = 16
+    max_new_factor: float = 2.0
+    max_new_extra: int = 64
+    threads: int = 1
+    prefix_cache_tokens: int = 16_384
+    method: Method = "verify"
+    sampling: Sampling = GREEDY
+
+    def max_new(self, draft: int) -> int:
+        """The most tokens of a revision of a draft of `draft` tokens."""
+        return int(self.max_new_factor * draft) + self.max_new_extra
+
+
+class _Reading(NamedTuple):
+    """How many tokens ahead are worth a pass, and how many one pass may have."""
+
+    least: int
+    most: int
+
+
+class LocalEngine:
+    """The model side of a review; lives in the worker's thread (see `worker.Engine`)."""
+
+    scopes: frozenset[Scope] = frozenset()
+
+    strengths: tuple[float, float] = (NEUTRAL, NEUTRAL)
+
+    def __init__(self, load: Load, options: Options) -> None:
+        self._load = load
+        self._options = options
+        self._window = options.window or 0
+        self._prefixes = Prefixes(options.prefix_cache_tokens)
+        self._reading = _Reading(0, 0)
+        self.max_rows = options.max_batch
+        self._encoder: Encoder
+        self._decoder: Decoder
+
+    def load(self) -> None:
+        options = self._options
+        torch.set_num_threads(options.threads)
+        checkpoint = self._load()
+        profile = checkpoints.choose_profile(options.profile, checkpoint)
+        self._window = min(self._window or checkpoint.window, checkpoint.window)
+        self._encoder = Encoder(checkpoint.tokenizer, profile, checkpoint.ends)
+        network = Network(checkpoint.model)
+        self.scopes = profile.scopes
+        self.strengths = (0.0, 1.0 if self._encoder.keep is not None else NEUTRAL)
+        if not takes_back(network, 1):
+            raise ConfigError(
+                "aligner.path: this model's cache cannot take back a guess (it keeps a state, or"
+                " does not run at all; see the log): use another architecture"
+            )
+        if self.max_rows > 1 and not takes_back(network, 2):
+            log.warning("this architecture cannot be batched here; reviews run one at a time")
+            self.max_rows = 1
+        cost = pass_cost(network)
+        # Less than half a pass is not worth a pass of its own; more than a few would hold up a
+        # review that comes in the middle of it.
+        self._reading = _Reading(max(8, int(cost / 2)), max(64, int(4 * cost)))
+        self._decoder = Decoder(
+            network,
+            self._encoder.ends,
+            keep=self._encoder.keep,
+            controls=self._encoder.special,
+            sampling=options.sampling,
+            method=options.method,
+            prefixes=self._prefixes,
+            pass_cost=cost,
+        )
+        log.info("a pass of the aligner costs as much as %.0f tokens of it", cost)
+        try:
+            self._warm_up()
+        except ReviewError as error:
+            raise ConfigError(f"aligner.window: {self._window} tokens: {error}") from error
+
+    def prepare(self, review: Review) -> Row:
+        """Fit the review into the window and encode it. Raises `ReviewError` where it cannot."""
+        encoder = self._encoder
+        draft = encoder.draft(review)
+        bare = Review((), "", review.sentence, review.scope)
+        free = (
+            self._window - encoder.overhead - sum(map(encoder.count, encoder.profile.render(bare)))
+        )
+        # The revision may take all it is allowed, but a long sentence leaves half of what is left
+        # to the context, unless the sentence itself needs more.
+        room = min(self._options.max_new(len(draft)), max(free // 2, len(draft)))
+        budget = self._window - encoder.overhead - room
+        if budget <= 0:
+            raise ReviewError("the sentence does not fit the aligner's window")
+        fitted = fit(review, encoder.profile, encoder.count, budget)
+        prompt = encoder.prompt(fitted)
+        if len(prompt) + room > self._window:
+            raise ReviewError("the review does not fit the aligner's window")
+        how = self._options.sampling
+        seed = 0
+        if how.temperature > 0:
+            own = random.getrandbits(64) if how.seed is None else how.seed
+            # Sentences of one reply must not share their luck, nor differ from run to run.
+            seed = own ^ zlib.crc32(repr(prompt).encode())
+        return Row(prompt, draft, room, bias=bias_of(review.strength), seed=seed)
+
+    def begin(self, rows: list[Row]) -> Batch:
+        return self._decoder.begin(rows)
+
+    def step(self, batch: Batch) -> list[Row]:
+        return self._decoder.step(batch)
+
+    def beginning(self, row: Row) -> str:
+        return self._encoder.beginning(row.output)
+
+    def foresee(self, review: Review) -> bool:
+        """Read the prompt as far as it can be known, in one pass; whether more is to be read."""
+        known = self.prepare(review).prompt
+        # Where the two part, the sentence's end and all that follows begins.
+        other = self.prepare(replace(review, sentence=f"{review.sentence} -")).prompt
+        same = next((n for n, (a, b) in enumerate(zip(known, other, strict=False)) if a != b), 0)
+        least, most = self._reading
+        return self._decoder.prefill(known[:same], least=least, most=most)
+
+    def read(self, row: Row, review: Review) -> Verdict:
+        """The verdict of a finished row. Raises `ReviewError` for output nobody can trust."""
+        if row.finished == "broken":
+            raise ReviewError("the aligner's model gave logits that are no numbers")
+        revision = self._encoder.revision(row.output, finished=row.finished == "end")
+        for control in revision.controls:
+            if control not in (KEEP, END):
+                raise ReviewError(f"the aligner wrote the control token {control}")
+        if "\ufffd" in revision.text and "\ufffd" not in review.sentence:
+            raise ReviewError("the aligner's revision is not valid text")
+        verdict = self._encoder.profile.read(revision, review)
+        return Verdict(verdict.replacement, verdict.end, len(row.prompt), len(row.output))
+
+    def recover(self) -> None:
+        self._prefixes.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _warm_up(self) -> None:
+        """One small review, so that the first real one does not pay for lazy initialisation."""
+        review = Review((Turn("user", "Hello."),), "", "Hello there.", next(iter(self.scopes)))
+        row = self.prepare(review)
+        row.max_new = 2
+        batch = self.begin([row])
+        while batch.lanes:
+            self.step(batch)
+        self._prefixes.clear()
