@@ -213,13 +213,16 @@ async def test_a_review_that_is_here_goes_before_what_may_come(
 ) -> None:
     async with running() as aligner:
         engine, order = aligner._engine, []
-        for name in ("read", "foresee"):
 
-            def noted(*args: Any, name: str = name, call: Any = getattr(engine, name)) -> Any:
+        def noted(name: str, call: Any) -> Any:
+            def watched(*args: Any) -> Any:
                 order.append(name)
                 return call(*args)
 
-            monkeypatch.setattr(engine, name, noted)
+            return watched
+
+        for name in ("read", "foresee"):
+            monkeypatch.setattr(engine, name, noted(name, getattr(engine, name)))
         gate = Gate(aligner)
         first = ask(aligner)
         await gate.entered()
