@@ -8,6 +8,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -17,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from stream_aligner_proxy.aligners.checkpoint import Checkpoint
@@ -71,12 +75,12 @@ def _shape(vocabulary: int) -> dict[str, Any]:
     }
 
 
-ARCHITECTURES = ("llama", "qwen2", "gemma2", "mistral", "gpt2")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "gpt2")
 
 
 @cache
 def model(architecture: str, vocabulary: int = 300, seed: int = 0) -> Any:
-    """A random model. Gemma 2 and Mistral have a sliding window of 16 tokens."""
+    """A random model. Gemma and Mistral have a sliding window of 16 tokens."""
     torch.manual_seed(seed)
     shape = _shape(vocabulary)
     built: Any
@@ -87,6 +91,12 @@ def model(architecture: str, vocabulary: int = 300, seed: int = 0) -> Any:
             built = Qwen2ForCausalLM(Qwen2Config(**shape))
         case "gemma2":
             built = Gemma2ForCausalLM(Gemma2Config(**shape, head_dim=8, sliding_window=16))
+        case "gemma3":
+            built = Gemma3ForCausalLM(
+                Gemma3TextConfig(**shape, head_dim=8, sliding_window=16, sliding_window_pattern=2)
+            )
+        case "qwen3":
+            built = Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=8))
         case "mistral":
             built = MistralForCausalLM(MistralConfig(**shape, sliding_window=16))
         case "gpt2":
