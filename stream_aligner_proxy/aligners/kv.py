@@ -25,7 +25,62 @@ NOTHING = -1
 _TAIL = 64
 
 Ids = npt.NDArray[np.int64]
-_new_layer: Any = DynamicLayer
+# What a growing cache gets beyond what it needs now: a quarter, at least this many tokens.
+_ROOM = 32
+
+
+_Base: Any = DynamicLayer  # its signatures are not typed
+
+
+class _Layer(_Base):  # type: ignore[misc]
+    """One layer's keys and values, grown in place.
+
+    transformers copies the whole cache for each new token. Here the second growth moves it into
+    a buffer with room, and those after it write what is new behind what is there. Whoever took a
+    view before, sees no change: only what comes after the cache's end is ever written. The first
+    growth is exact, for most reviews are over after one pass.
+    """
+
+    keys: Tensor
+    values: Tensor
+    _buffers: tuple[Tensor, Tensor] | None = None
+    _grown = False
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized or not self.keys.numel() or not self._grown:
+            self._grown = True
+            self._buffers = None
+            grown: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
+            return grown
+        have, need = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        if self._buffers is None or not self._fits(need):
+            room = need + max(_ROOM, need // 4)
+            self._buffers = _moved(self.keys, room), _moved(self.values, room)
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, have:need] = new
+        self.keys, self.values = (buffer[:, :, :need] for buffer in self._buffers)
+        return self.keys, self.values
+
+    def _fits(self, need: int) -> bool:
+        """Whether the cache is still the beginning of its buffers, which have room for `need`."""
+        assert self._buffers is not None
+        return all(
+            buffer.shape[2] >= need
+            and buffer.data_ptr() == tensor.data_ptr()
+            and buffer.stride() == tensor.stride()
+            and buffer.shape[0] == tensor.shape[0]
+            for buffer, tensor in zip(self._buffers, (self.keys, self.values), strict=True)
+        )
+
+
+def _moved(tensor: Tensor, room: int) -> Tensor:
+    """A copy with place for `room` tokens."""
+    rows, heads, have, depth = tensor.shape
+    buffer = tensor.new_empty((rows, heads, room, depth))
+    buffer[:, :, :have] = tensor
+    return buffer
 
 
 class KV:
@@ -38,9 +93,10 @@ class KV:
 
     def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], slots: Tensor) -> None:
         self.cache: Any = DynamicCache()
+        self.cache.layer_class_to_replicate = _Layer
         self.slots = slots
         for keys, values in layers:
-            layer = _new_layer()
+            layer: Any = _Layer()
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys, values
             self.cache.layers.append(layer)
@@ -102,8 +158,8 @@ class KV:
         self.trim()
 
     def prefix(self, row: int, length: int) -> "KV":
-        """The first `length` tokens of one row, on their own. Never shares what will be written:
-        a cache grows by concatenation, so views are safe."""
+        """The first `length` tokens of one row, on their own. A view where it can be: what a cache
+        holds is never written again (see `_Layer`)."""
         slots = self.slots[row]
         index = ((slots >= 0) & (slots < length)).nonzero()[:, 0]
         start = int(index[0]) if len(index) else 0
