@@ -3,7 +3,6 @@
 Everything that can be wrong with the directory or the settings is a `ConfigError` here, before the
 first review."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from stream_aligner_proxy.aligners import lora
+from stream_aligner_proxy.aligners.vocabulary import (
+    DEFAULT_WINDOW,
+    config_window,
+    end_ids,
+    training_config,
+)
 from stream_aligner_proxy.core.errors import ConfigError
-from stream_aligner_proxy.core.prompts import PROFILES, PromptProfile
-
-TRAINING_CONFIG = "training_config.json"
-DEFAULT_WINDOW = 2048
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -55,11 +56,11 @@ def load(
         raise ConfigError(f"{where}: has no config.json, so it is not a model's directory")
     place = _device(device)
     number = _dtype(dtype, place)
-    trained = _training_config(path)
+    trained = training_config(path)
     words = path
     if adapter is not None:
         lora.check(adapter)
-        trained = {**trained, **_training_config(adapter)}
+        trained = {**trained, **training_config(adapter)}
         if (adapter / "tokenizer_config.json").is_file():
             words = adapter
     # A server's log is no place for it.
@@ -80,54 +81,14 @@ def load(
     return Checkpoint(
         model,
         tokenizer,
-        end_ids(model, tokenizer),
-        window_of(model),
+        end_ids(
+            getattr(model.generation_config, "eos_token_id", None),
+            getattr(model.config, "eos_token_id", None),
+            tokenizer.eos_token_id,
+        ),
+        config_window(model.config) or DEFAULT_WINDOW,
         trained.get("prompt_profile"),
     )
-
-
-def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every id that the model's files call an end of sequence."""
-    found: set[int] = set()
-    for source in (model.generation_config, model.config, tokenizer):
-        ids = getattr(source, "eos_token_id", None)
-        found.update(ids if isinstance(ids, list | tuple) else () if ids is None else (ids,))
-    return frozenset(found)
-
-
-def window_of(model: Any) -> int:
-    """The longest sequence the model was made for, in tokens."""
-    config = model.config.get_text_config(decoder=True)
-    longest = getattr(config, "max_position_embeddings", None)
-    return longest if isinstance(longest, int) and longest > 0 else DEFAULT_WINDOW
-
-
-def choose_profile(setting: str | None, checkpoint: Checkpoint) -> PromptProfile:
-    """The profile of the setting, else of the checkpoint. Raises `ConfigError` for neither."""
-    name = setting or checkpoint.profile
-    if not name:
-        raise ConfigError(
-            "aligner.profile: not set, and the checkpoint has no prompt_profile in "
-            f"{TRAINING_CONFIG}; known are {', '.join(PROFILES)}"
-        )
-    if name not in PROFILES:
-        raise ConfigError(
-            f"aligner.profile: unknown profile {name!r}; known are {', '.join(PROFILES)}"
-        )
-    return PROFILES[name]
-
-
-def _training_config(path: Path) -> dict[str, Any]:
-    file = path / TRAINING_CONFIG
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"aligner.path: {file}: is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"aligner.path: {file}: is not a JSON object")
-    return content
 
 
 def _device(name: str) -> torch.device:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 
-from stream_aligner_proxy.aligners import checkpoint as checkpoints
 from stream_aligner_proxy.aligners.checkpoint import Checkpoint
 from stream_aligner_proxy.aligners.choosing import GREEDY, Sampling, bias_of
 from stream_aligner_proxy.aligners.decoding import Batch, Decoder, Method
@@ -18,6 +17,7 @@ from stream_aligner_proxy.aligners.kv import Prefixes
 from stream_aligner_proxy.aligners.network import Network, takes_back
 from stream_aligner_proxy.aligners.pacing import pass_cost
 from stream_aligner_proxy.aligners.row import Row
+from stream_aligner_proxy.aligners.vocabulary import choose_profile
 from stream_aligner_proxy.core.errors import ConfigError, ReviewError
 from stream_aligner_proxy.core.prompts import END, KEEP, fit
 from stream_aligner_proxy.core.records import NEUTRAL, Review, Scope, Turn, Verdict
@@ -74,7 +74,7 @@ class LocalEngine:
         options = self._options
         torch.set_num_threads(options.threads)
         checkpoint = self._load()
-        profile = checkpoints.choose_profile(options.profile, checkpoint)
+        profile = choose_profile(options.profile, checkpoint)
         self._window = min(self._window or checkpoint.window, checkpoint.window)
         self._encoder = Encoder(checkpoint.tokenizer, profile, checkpoint.ends)
         network = Network(checkpoint.model)

@@ -11,8 +11,8 @@ import orjson
 
 from stream_aligner_proxy.core.errors import UpstreamGarbled
 from stream_aligner_proxy.core.records import Chunk, Usage
+from stream_aligner_proxy.core.sse import SseEvent
 from stream_aligner_proxy.upstream.rejections import Refusals
-from stream_aligner_proxy.upstream.sse import SseEvent
 
 # Thinking comes before the text it leads to, even where one delta carries both.
 _BEFORE_TEXT = frozenset(

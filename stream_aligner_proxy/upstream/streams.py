@@ -11,10 +11,10 @@ from typing import Self
 
 from stream_aligner_proxy.core.errors import UpstreamError, UpstreamGarbled
 from stream_aligner_proxy.core.records import Chunk
+from stream_aligner_proxy.core.sse import SseDecoder, SseEvent, SseFrames
 from stream_aligner_proxy.upstream.chunks import ChunkReader, parse_object
 from stream_aligner_proxy.upstream.exchange import Exchange
 from stream_aligner_proxy.upstream.rejections import Refusals
-from stream_aligner_proxy.upstream.sse import SseDecoder, SseEvent, SseFrames
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 # A reply is complete with its finish reason; usage and [DONE] follow at once or never.

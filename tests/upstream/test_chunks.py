@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from stream_aligner_proxy.core.errors import UpstreamGarbled, UpstreamRejected
 from stream_aligner_proxy.core.records import Chunk, Usage
+from stream_aligner_proxy.core.sse import SseEvent
 from stream_aligner_proxy.upstream.chunks import ChunkReader
 from stream_aligner_proxy.upstream.rejections import Refusals
-from stream_aligner_proxy.upstream.sse import SseEvent
 
 
 def read(*frames: Any, prefix: str = "", event: str = "") -> list[Chunk]:

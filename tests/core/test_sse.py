@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_aligner_proxy.core.errors import UpstreamGarbled
-from stream_aligner_proxy.upstream.sse import SseDecoder, SseEvent, SseFrames
+from stream_aligner_proxy.core.sse import SseDecoder, SseEvent, SseFrames
 
 FIELDS = st.sampled_from(
     [

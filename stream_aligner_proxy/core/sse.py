@@ -1,4 +1,5 @@
-"""Server-sent events, decoded from bytes as they arrive. Pure: no I/O, no clock.
+"""Server-sent events, decoded from bytes as they arrive. Pure: no I/O, no clock. What upstreams
+and remote aligners send is read with it.
 
 Follows the event stream format of the HTML standard (WHATWG, section 9.2.6). Three things differ
 on purpose: events stay bytes (the JSON parser checks their UTF-8), `id` and `retry` are ignored,
@@ -75,7 +76,7 @@ class _Lines:
 
 
 def _too_long(limit: int) -> UpstreamGarbled:
-    return UpstreamGarbled(f"the upstream sent an event of more than {limit} bytes")
+    return UpstreamGarbled(f"the server sent an event of more than {limit} bytes")
 
 
 class SseDecoder:
