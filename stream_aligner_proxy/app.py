@@ -108,7 +108,7 @@ def _upstream(settings: UpstreamSettings, index: int) -> HttpUpstream:
 
 
 def _aligner(settings: Settings) -> Aligner:
-    return registry.create(settings.aligner.model_dump())
+    return registry.create(settings.aligner.options())
 
 
 def _check_aligner(service: Service) -> None:

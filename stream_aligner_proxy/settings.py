@@ -11,7 +11,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -76,6 +76,19 @@ def _base_url(url: str) -> str:
     return url.rstrip("/")
 
 
+class _HasKey(Protocol):
+    @property
+    def api_key(self) -> SecretStr | None: ...
+
+    @property
+    def api_key_env(self) -> str | None: ...
+
+
+def _give_one_key(section: _HasKey) -> None:
+    if section.api_key is not None and section.api_key_env is not None:
+        raise ValueError("give api_key or api_key_env, not both")
+
+
 class UpstreamSettings(Section):
     """One LLM service. Its key is either written here or read from a named variable."""
 
@@ -88,8 +101,7 @@ class UpstreamSettings(Section):
 
     @model_validator(mode="after")
     def _one_key(self) -> "UpstreamSettings":
-        if self.api_key is not None and self.api_key_env is not None:
-            raise ValueError("give api_key or api_key_env, not both")
+        _give_one_key(self)
         return self
 
 
@@ -122,6 +134,23 @@ class AlignerSettings(Section):
     top_k: Annotated[int, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: int | None = None
+    urls: (
+        Annotated[tuple[Annotated[str, AfterValidator(_base_url)], ...], Field(min_length=1)] | None
+    ) = None
+    model: Annotated[str, Field(min_length=1)] | None = None
+    api_key: SecretStr | None = None
+    api_key_env: str | None = None
+
+    @model_validator(mode="after")
+    def _one_key(self) -> "AlignerSettings":
+        _give_one_key(self)
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of the backend, its key in the open."""
+        options = self.model_dump(exclude={"api_key", "api_key_env"})
+        key = self.api_key
+        return {**options, "api_key": None if key is None else key.get_secret_value()}
 
 
 def _modes(value: object) -> object:
@@ -242,27 +271,29 @@ def build(
         _with_key(upstream, f"upstreams[{index}]", env)
         for index, upstream in enumerate(settings.upstreams)
     )
-    return settings.model_copy(update={"upstreams": upstreams})
+    aligner = _with_key(settings.aligner, "aligner", env)
+    return settings.model_copy(update={"upstreams": upstreams, "aligner": aligner})
 
 
-def _with_key(
-    upstream: UpstreamSettings, where: str, environ: Mapping[str, str]
-) -> UpstreamSettings:
+_Keyed = TypeVar("_Keyed", UpstreamSettings, AlignerSettings)
+
+
+def _with_key(section: _Keyed, where: str, environ: Mapping[str, str]) -> _Keyed:
     """Resolve `api_key_env`, so that nobody below has to read the environment."""
-    key = upstream.api_key.get_secret_value() if upstream.api_key else None
-    if upstream.api_key_env is not None:
-        key = environ.get(upstream.api_key_env)
+    key = section.api_key.get_secret_value() if section.api_key else None
+    if section.api_key_env is not None:
+        key = environ.get(section.api_key_env)
         if not key:
             raise ConfigError(
-                f"{where}.api_key_env: the environment variable {upstream.api_key_env} is not set"
+                f"{where}.api_key_env: the environment variable {section.api_key_env} is not set"
             )
         where += ".api_key_env"
     if key is None:
-        return upstream
+        return section
     # What a header cannot carry would fail on every request, with the key in the message.
     if not key.isascii() or not key.isprintable() or key != key.strip():
         raise ConfigError(f"{where}: the key has spaces or characters that no header can carry")
-    return upstream.model_copy(update={"api_key": SecretStr(key)})
+    return section.model_copy(update={"api_key": SecretStr(key)})
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:

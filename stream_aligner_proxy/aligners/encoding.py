@@ -97,9 +97,24 @@ class Encoder:
     def beginning(self, ids: Iterable[int]) -> str:
         """What is final of the text that unfinished output ids will say, stripped: whole words."""
         ordinary = list(takewhile(lambda token: token not in self.special, ids))
-        text = self._decode(ordinary)
-        end = max((found.start() for found in _WORD_END.finditer(text)), default=0)
-        return self.profile.plain(text[:end]).strip()
+        return self.profile.plain(whole_words(self._decode(ordinary))).strip()
+
+    def names(self, ids: Iterable[int]) -> frozenset[str]:
+        """How the tokenizer writes special tokens."""
+        return frozenset(map(self._tokenizer.convert_ids_to_tokens, ids))
+
+    def spelled(self, token: int) -> str:
+        """One token as text: a special one by its name."""
+        name: str = self._tokenizer.convert_ids_to_tokens(token)
+        return name if token in self.special else self._decode([token])
+
+    def token_of(self, text: str) -> int | None:
+        """The one token that is written so, special or not; None where there is none."""
+        for token in self.special:
+            if self._tokenizer.convert_ids_to_tokens(token) == text:
+                return int(token)
+        ids = self._data(text)
+        return ids[0] if len(ids) == 1 and self._decode(ids) == text else None
 
     def _decode(self, ordinary: list[int]) -> str:
         text: str = self._tokenizer.decode(
@@ -141,6 +156,11 @@ class Encoder:
             text, add_special_tokens=False, split_special_tokens=True
         )
         return slow
+
+
+def whole_words(text: str) -> str:
+    """`text` without its last word, which may still grow."""
+    return text[: max((found.start() for found in _WORD_END.finditer(text)), default=0)]
 
 
 def _marks(tokenizer: Any) -> dict[str, int]:

@@ -33,6 +33,14 @@ BACKENDS: dict[str, Backend] = {
             " max_new_extra threads prefix_cache_tokens prefill method temperature top_k top_p seed"
         ),
     ),
+    "remote": Backend(
+        "stream_aligner_proxy.aligners.remote",
+        "RemoteAligner",
+        _words(
+            "path name urls model api_key profile window queue timeout max_new_factor"
+            " max_new_extra temperature top_p top_k seed"
+        ),
+    ),
 }
 
 

@@ -24,9 +24,7 @@ def test_a_missing_backend_is_refused() -> None:
 
 
 def test_an_unknown_key_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"aligner\.colour: unknown key; known are adapter, device"
-    ):
+    with pytest.raises(ConfigError, match=r"aligner\.colour: unknown key; known are \w+, "):
         create({"backend": "rules", "path": "x", "colour": "red"})
 
 

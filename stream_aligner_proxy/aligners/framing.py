@@ -1,0 +1,48 @@
+"""A review made to fit a window, and an aligner's answer read: the same for every engine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stream_aligner_proxy.aligners.encoding import Encoder
+from stream_aligner_proxy.core.errors import ReviewError
+from stream_aligner_proxy.core.prompts import END, KEEP, PromptProfile, Revision, fit
+from stream_aligner_proxy.core.records import Review, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Framed:
+    """A prompt's ids, and how many tokens its revision may have (end token included)."""
+
+    prompt: tuple[int, ...]
+    room: int
+
+
+def frame(encoder: Encoder, review: Review, window: int, max_new: Callable[[int], int]) -> Framed:
+    """Fit a review into `window` tokens, prompt and revision together, and encode it.
+
+    `max_new` gives the most tokens of a revision for a draft of so many. Raises `ReviewError` where
+    the sentence does not fit.
+    """
+    draft = encoder.draft(review)
+    bare = Review((), "", review.sentence, review.scope)
+    free = window - encoder.overhead - sum(map(encoder.count, encoder.profile.render(bare)))
+    # The revision may take all it is allowed, but a long sentence leaves half of what is left to
+    # the context, unless the sentence itself needs more.
+    room = min(max_new(len(draft)), max(free // 2, len(draft)))
+    budget = window - encoder.overhead - room
+    if budget <= 0:
+        raise ReviewError("the sentence does not fit the aligner's window")
+    prompt = encoder.prompt(fit(review, encoder.profile, encoder.count, budget))
+    if len(prompt) + room > window:
+        raise ReviewError("the review does not fit the aligner's window")
+    return Framed(prompt, room)
+
+
+def judge(profile: PromptProfile, revision: Revision, review: Review) -> Verdict:
+    """The verdict, without token counts. Raises `ReviewError` for what nobody can trust."""
+    for control in revision.controls:
+        if control not in (KEEP, END):
+            raise ReviewError(f"the aligner wrote the control token {control}")
+    if "\ufffd" in revision.text and "\ufffd" not in review.sentence:
+        raise ReviewError("the aligner's revision is not valid text")
+    return profile.read(revision, review)
