@@ -17,7 +17,7 @@ from itertools import takewhile
 from typing import Any
 
 from stream_aligner_proxy.core.errors import ConfigError, ReviewError
-from stream_aligner_proxy.core.prompts import KEEP, PromptProfile, Revision, Segment
+from stream_aligner_proxy.core.prompts import END, KEEP, PromptProfile, Revision, Segment
 from stream_aligner_proxy.core.records import Review
 
 CACHED_SEGMENTS = 256
@@ -50,6 +50,9 @@ class Encoder:
             raise ConfigError("aligner.path: the checkpoint names no end-of-sequence token")
         unknown = {tokenizer.unk_token_id}
         self.special = frozenset((*tokenizer.all_special_ids, *control.values(), *self.ends))
+        # What no answer may hold. Far from what a model would say by itself (a dial turned up), its
+        # second best token may well be one of these.
+        self.meaningless = self.special - self.ends - {control.get(KEEP), control.get(END)}
         self.forbidden = frozenset((self.special | set(_marks(tokenizer).values())) - unknown)
         end: int | None = tokenizer.eos_token_id
         self._end = end if end is not None and end in self.ends else min(self.ends)

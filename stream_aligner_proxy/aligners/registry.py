@@ -38,7 +38,7 @@ BACKENDS: dict[str, Backend] = {
         "RemoteAligner",
         _words(
             "path name urls model api_key profile window queue timeout max_new_factor"
-            " max_new_extra temperature top_p top_k seed"
+            " max_new_extra temperature top_p top_k seed prefill"
         ),
     ),
 }

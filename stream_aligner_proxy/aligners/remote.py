@@ -14,7 +14,8 @@ from pathlib import Path
 from stream_aligner_proxy.aligners.encoding import Encoder
 from stream_aligner_proxy.aligners.framing import Framed, frame
 from stream_aligner_proxy.aligners.remote_asking import Asking
-from stream_aligner_proxy.aligners.remote_pool import Pool
+from stream_aligner_proxy.aligners.remote_pool import MARGIN, Pool
+from stream_aligner_proxy.aligners.remote_prefill import Prefiller
 from stream_aligner_proxy.aligners.remote_probe import introduce
 from stream_aligner_proxy.aligners.remote_server import Server, Unanswered, new_client
 from stream_aligner_proxy.aligners.remote_wire import Sampling
@@ -44,7 +45,8 @@ class RemoteAligner:
     there, by default the first that a server lists. `api_key` is sent to all. `profile`, `window`,
     `queue`, `timeout`, `max_new_factor` and `max_new_extra` mean what they mean for
     `TransformersAligner`; the window is at most what every server allows. `temperature`, `top_p`,
-    `top_k`, `seed`: how the server draws; by default it does not.
+    `top_k`, `seed`: how the server draws; by default it does not. `prefill`: read a long prefix ahead
+    (`remote_prefill`).
     Raises `ConfigError` for settings that make no sense.
     """
 
@@ -66,6 +68,7 @@ class RemoteAligner:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int | None = None,
+        prefill: bool = False,
     ) -> None:
         if not urls:
             raise ConfigError("aligner.urls: backend remote needs at least one")
@@ -87,8 +90,9 @@ class RemoteAligner:
         self._max_new_factor = max_new_factor
         self._max_new_extra = max_new_extra
         self._sampling = Sampling(temperature, top_p, top_k, seed)
-        # One for each review, and for each server one to watch it and one to spare.
-        self._client = new_client(queue + 2 * len(urls))
+        self._prefiller = Prefiller(self._read_ahead) if prefill else None
+        # For each review one, one to read ahead for it, and for each server one to watch it.
+        self._client = new_client(2 * queue + len(urls))
         self._pool = Pool(
             [
                 Server(self._client, url, f"urls[{number}]", api_key)
@@ -134,7 +138,9 @@ class RemoteAligner:
         self._sample()
 
     def expect(self, review: Review) -> None:
-        """Nothing: a server's prefix cache remembers the review before it."""
+        """With `prefill`: have a server read the prefix, if much of it is new."""
+        if self._prefiller is not None and self.ready and review.scope in self.scopes:
+            self._prefiller.offer(review)
 
     async def review(self, review: Review, progress: Progress | None = None) -> Verdict:
         """The verdict. Raises `ReviewError`, also when the deadline passes."""
@@ -149,6 +155,8 @@ class RemoteAligner:
                 async with self._places:
                     framed = await self._frame(review)
                     asking = Asking(self._encoder, review, framed, self._sampling, progress)
+                    if self._prefiller is not None:
+                        self._prefiller.seen(asking.key, review)
                     while (verdict := await self._answer(asking, deadline.when())) is None:
                         pass  # the dial has chosen the first token: asked again, it cannot anew
                     return verdict
@@ -158,6 +166,8 @@ class RemoteAligner:
     async def close(self) -> None:
         """Stop watching and close every connection."""
         self._closed = True
+        if self._prefiller is not None:
+            await self._prefiller.close()
         await self._pool.close()
         await self._client.aclose()
 
@@ -195,6 +205,17 @@ class RemoteAligner:
         if chars <= _INLINE_CHARS:
             return self._framed(review)
         return await asyncio.to_thread(self._framed, review)
+
+    async def _read_ahead(self, review: Review) -> None:
+        review = Review(review.conversation, review.committed, review.sentence, review.scope)
+        asking = Asking(self._encoder, review, await self._frame(review), self._sampling)
+        server = self._pool.choose(asking.key)
+        if server is None or server.running > MARGIN // 2:
+            return
+        async with asyncio.timeout(self._timeout):
+            async with server.complete({**asking.body(server), "max_tokens": 1}) as pieces:
+                async for _ in pieces:
+                    pass
 
     # --- asking ------------------------------------------------------------------------------
 

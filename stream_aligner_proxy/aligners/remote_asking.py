@@ -116,7 +116,10 @@ class Asking:
             raise ReviewError("the aligner's server left out the chances of the first token")
         assert encoder.keep is not None
         meant = piece.token if isinstance(piece.token, int) else encoder.token_of(piece.token)
-        chosen = decide(by_id(piece.chances, encoder), encoder.keep, self._review.strength)
+        chances = by_id(piece.chances, encoder)
+        for token in encoder.meaningless & chances.keys():
+            del chances[token]
+        chosen = decide(chances, encoder.keep, self._review.strength)
         if chosen < 0 and meant == encoder.keep:
             raise ReviewError("the aligner's server names a token that the tokenizer does not know")
         return chosen, meant
