@@ -111,6 +111,15 @@ class Encoder:
         name: str = self._tokenizer.convert_ids_to_tokens(token)
         return name if token in self.special else self._decode([token])
 
+    def some_word(self) -> int | None:
+        """The last ordinary token that is a word, or part of one; None where there is none."""
+        for token in range(len(self._tokenizer) - 1, -1, -1):
+            if token not in self.forbidden:
+                text = self._decode([token]).strip()
+                if len(text) > 1 and text.isascii() and text.isalpha():
+                    return token
+        return None
+
     def token_of(self, text: str) -> int | None:
         """The one token that is written so, special or not; None where there is none."""
         for token in self.special:

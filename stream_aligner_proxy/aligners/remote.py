@@ -17,7 +17,7 @@ from stream_aligner_proxy.aligners.remote_asking import Asking
 from stream_aligner_proxy.aligners.remote_pool import MARGIN, Pool
 from stream_aligner_proxy.aligners.remote_prefill import Prefiller
 from stream_aligner_proxy.aligners.remote_probe import introduce
-from stream_aligner_proxy.aligners.remote_server import Server, Unanswered, new_client
+from stream_aligner_proxy.aligners.remote_server import BrokeOff, Server, Unanswered, new_client
 from stream_aligner_proxy.aligners.remote_wire import Sampling
 from stream_aligner_proxy.aligners.vocabulary import (
     DEFAULT_WINDOW,
@@ -30,6 +30,7 @@ from stream_aligner_proxy.core.ports import Progress
 from stream_aligner_proxy.core.prompts import PROFILES
 from stream_aligner_proxy.core.records import NEUTRAL, Review, Scope, Turn, Verdict
 
+_CLOSED = "the aligner is closed"
 ATTEMPTS = 4
 BACKOFF_SECONDS = 0.1  # before the second round over the servers; doubled for each further one
 # Encoding took 0.08 ms for a short review, 0.3 ms more for every 1000 characters, measured on a
@@ -45,8 +46,8 @@ class RemoteAligner:
     there, by default the first that a server lists. `api_key` is sent to all. `profile`, `window`,
     `queue`, `timeout`, `max_new_factor` and `max_new_extra` mean what they mean for
     `TransformersAligner`; the window is at most what every server allows. `temperature`, `top_p`,
-    `top_k`, `seed`: how the server draws; by default it does not. `prefill`: read a long prefix ahead
-    (`remote_prefill`).
+    `top_k`, `seed`: how the server draws; by default it does not. `prefill`: have a long prefix
+    read ahead (`remote_prefill`).
     Raises `ConfigError` for settings that make no sense.
     """
 
@@ -147,7 +148,7 @@ class RemoteAligner:
         if not self._started:
             raise ReviewError("the aligner is not started")
         if self._closed:
-            raise ReviewError("the aligner is closed")
+            raise ReviewError(_CLOSED)
         if review.scope not in self.scopes:
             raise ReviewError(f"the aligner's profile cannot review a {review.scope}")
         try:
@@ -224,10 +225,15 @@ class RemoteAligner:
         tried: set[Server] = set()
         failures = 0
         while True:
+            if self._closed:
+                raise ReviewError(_CLOSED)
             server = await self._choose(asking.key, tried, failures, deadline)
             try:
                 async with server.complete(asking.body(server)) as pieces:
                     return await asking.read(pieces, server)
+            except BrokeOff:
+                self._pool.doubt(server)
+                raise
             except Unanswered as error:
                 self._pool.failed(server, error)
                 tried.add(server)

@@ -11,7 +11,7 @@ from stream_aligner_proxy.aligners.dial import decide
 from stream_aligner_proxy.aligners.encoding import Encoder
 from stream_aligner_proxy.aligners.framing import Framed, judge
 from stream_aligner_proxy.aligners.remote_pool import key_of
-from stream_aligner_proxy.aligners.remote_server import Pieces, Server
+from stream_aligner_proxy.aligners.remote_server import BrokeOff, Pieces, Server
 from stream_aligner_proxy.aligners.remote_wire import (
     Abilities,
     IdAnswer,
@@ -102,7 +102,7 @@ class Asking:
                     told = len(beginning)
                     self._progress(beginning)
         if finish is None and not answer.over:
-            raise ReviewError("the aligner's server broke off in the middle")
+            raise BrokeOff()
         if finish not in (None, "stop", "length"):
             raise ReviewError(f"the aligner's server ended the revision: {finish!r}")
         revision = answer.revision(finished=finish == "stop")

@@ -106,7 +106,11 @@ class Pool:
             if server.up:
                 log.warning("aligner.%s: %s", server.label, error.message)
             server.up = False
-            self._doubts[server].set()
+            self.doubt(server)
+
+    def doubt(self, server: Server) -> None:
+        """Have it asked for a sign of life now."""
+        self._doubts[server].set()
 
     async def _watch(self, server: Server) -> None:
         doubt = self._doubts[server]

@@ -95,10 +95,11 @@ async def _abilities(
             ids=asked.ids and piece.ids is not None,
             chances=asked.chances if piece.chances else 0,
         )
+        plain = body(encoder, model, prompt, 1, seen)
         if seen.ids:
-            _check_tokenizer(server, encoder, piece)
+            await _check_tokenizer(server, encoder, plain)
         elif encoder.keep is not None:
-            await _check_shown(server, body(encoder, model, prompt, 1, seen), encoder.keep)
+            await _check_shown(server, plain, encoder.keep)
         return seen
     assert refusal is not None
     raise refusal
@@ -125,17 +126,16 @@ async def _first(server: Server, sent: dict[str, Any]) -> Piece:
     return Piece(text, ids, chances=first)
 
 
-def _check_tokenizer(server: Server, encoder: Encoder, piece: Piece) -> None:
-    """The same ids must be the same text here and there."""
-    ids = [token for token in piece.ids or () if token not in encoder.special]
+async def _check_tokenizer(server: Server, encoder: Encoder, sent: dict[str, Any]) -> None:
+    """The same id must be the same word here and there."""
+    word = encoder.some_word()
+    if word is None:
+        return
     try:
-        here = encoder.revision(ids, finished=True).text
-    except (OverflowError, TypeError):
-        here = ""
-    # A server may hold back half a character, or write a control token.
-    if ids and piece.text.strip() and "\ufffd" not in here + piece.text:
-        if here.strip() == piece.text.strip():
-            return
+        piece = await _first(server, {**sent, "logit_bias": {str(word): 100}})
+    except Refused:
+        return  # it may not know logit_bias, or not allow it where it speculates
+    if piece.ids and piece.ids[0] == word and piece.text.strip() != encoder.spelled(word).strip():
         raise ConfigError(
             f"aligner.path: its tokenizer is not the one of the model at {server.label}"
         )

@@ -43,6 +43,13 @@ class Unanswered(ReviewError):
         self.after = after
 
 
+class BrokeOff(ReviewError):
+    """An answer had begun, and did not come to its end."""
+
+    def __init__(self) -> None:
+        super().__init__("the aligner's server broke off in the middle")
+
+
 def new_client(connections: int) -> httpx2.AsyncClient:
     """The one pool of connections of an aligner. Deadlines of reading are the caller's."""
     return httpx2.AsyncClient(
@@ -194,7 +201,7 @@ class Pieces:
         except httpx2.HTTPError as error:
             if first:
                 raise _lost(error) from error
-            raise ReviewError("the aligner's server broke off in the middle") from error
+            raise BrokeOff() from error
         if first and not data:
             raise Unanswered("the aligner's server closed without an answer", lost=True)
         try:
@@ -245,6 +252,6 @@ async def _read_all(response: httpx2.Response) -> bytes:
                 raise ReviewError("the aligner's server sent too long an answer")
     except httpx2.HTTPError as error:
         if content:
-            raise ReviewError("the aligner's server broke off in the middle") from error
+            raise BrokeOff() from error
         raise _lost(error) from error
     return bytes(content)
