@@ -12,7 +12,8 @@ from starlette.responses import JSONResponse, Response
 
 from stream_aligner_proxy.aligners import remote, remote_pool
 from stream_aligner_proxy.aligners.remote import ATTEMPTS, RemoteAligner
-from stream_aligner_proxy.aligners.remote_pool import MARGIN, key_of
+from stream_aligner_proxy.aligners.remote_pool import MARGIN, Pool, key_of
+from stream_aligner_proxy.aligners.remote_server import Server, new_client
 from stream_aligner_proxy.core.errors import ReviewError
 from stream_aligner_proxy.core.records import Review, Turn, Verdict
 from tests.aligners.completion_server import CompletionServer, FaultyLine, faulty_line
@@ -427,9 +428,7 @@ def talk(number: int) -> Review:
     return Review((Turn("user", f"Go on, {number}."),), "", KEPT)
 
 
-async def test_the_reviews_of_a_talk_meet_the_same_server_and_talks_are_spread(
-    folder: Path,
-) -> None:
+async def test_the_reviews_of_a_talk_meet_the_same_server(folder: Path) -> None:
     servers = [CompletionServer(trained()) for _ in range(3)]
     async with served(folder, *servers) as aligner:
         for _ in range(3):
@@ -437,7 +436,27 @@ async def test_the_reviews_of_a_talk_meet_the_same_server_and_talks_are_spread(
                 await aligner.review(talk(number))
         prompts = [{tuple(body["prompt"]) for body in server.bodies} for server in servers]
         assert sum(map(len, prompts)) == 12
-        assert all(prompts)
+
+
+async def nobody(server: Server) -> None:
+    raise ReviewError("no server is asked here")
+
+
+async def test_talks_are_spread_and_only_those_of_a_lost_server_move() -> None:
+    async with new_client(1) as client:
+        servers = [Server(client, f"http://host{n}/v1", f"urls[{n}]") for n in range(4)]
+        pool = Pool(servers, nobody)
+        for server in servers:
+            server.up = True
+        keys = [key_of(talk(number)) for number in range(400)]
+        before = [pool.choose(key) for key in keys]
+        for server in servers:
+            assert 60 <= before.count(server) <= 140
+        servers[2].up = False
+        after = [pool.choose(key) for key in keys]
+        for old, new in zip(before, after, strict=True):
+            assert (new is old) == (old is not servers[2])
+        assert len(set(after)) == 3
 
 
 def test_a_talk_is_known_by_its_beginning() -> None:
@@ -514,9 +533,12 @@ async def test_when_a_server_process_is_killed_reviews_go_on_at_the_other(folder
         aligner = RemoteAligner(folder, urls=[one.url, other.url])
         await aligner.start()
         try:
-            talks = [Review((Turn("user", f"{n}"),), "", KEPT) for n in range(8)]
-            mine = [t for t in talks if aligner._pool.choose(key_of(t)) is aligner._pool.servers[0]]
-            assert 0 < len(mine) < len(talks)
+            talks = [
+                review
+                for server in aligner._pool.servers
+                for review in [r for r in map(talk, range(200)) if chosen(aligner, r) is server][:4]
+            ]
+            assert len(talks) == 8
             running = [asyncio.ensure_future(aligner.review(review)) for review in talks * 10]
             await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             await one.kill()
@@ -531,6 +553,10 @@ async def test_when_a_server_process_is_killed_reviews_go_on_at_the_other(folder
             assert [server.up for server in aligner._pool.servers] == [False, True]
         finally:
             await aligner.close()
+
+
+def chosen(aligner: RemoteAligner, review: Review) -> Server | None:
+    return aligner._pool.choose(key_of(review))
 
 
 async def answered(aligner: RemoteAligner, review: Review) -> None:
