@@ -94,6 +94,38 @@ def test_a_key_comes_from_its_variable_and_is_never_shown(read) -> None:
     assert "sk-secret" not in repr(settings) + str(settings) + settings.model_dump_json()
 
 
+REMOTE = "backend: remote, path: rules.yaml"
+
+
+def test_the_aligners_servers_and_key_are_read_and_the_key_is_never_shown(read) -> None:
+    text = f"{UPSTREAM}\naligner: {{{REMOTE}, urls: ['http://a:1/v1/'], api_key_env: MY_KEY}}"
+    settings = read(text, MY_KEY="sk-aligner", STREAM_ALIGNER_ALIGNER__MODEL="small")
+    options = settings.aligner.options()
+    assert options["urls"] == ("http://a:1/v1",)
+    assert (options["model"], options["api_key"]) == ("small", "sk-aligner")
+    assert "api_key_env" not in options
+    assert "sk-aligner" not in repr(settings) + str(settings) + settings.model_dump_json()
+
+
+ALIGNER_MISTAKES = {
+    "urls: []": r"aligner\.urls: must not be empty",
+    "urls: [ftp://x]": r"aligner\.urls\[0\]: must be an http",
+    "urls: ['http://a/v1', 'http://me:pw@x/v1']": r"aligner\.urls\[1\]: must not hold a user",
+    "urls: 'http://a/v1'": r"aligner\.urls: must be a list",
+    "model: ''": r"aligner\.model: ",
+    "api_key: a, api_key_env: B": r"aligner: give api_key or api_key_env",
+    "api_key_env: UNSET": r"aligner\.api_key_env: .*UNSET is not set",
+    "temperature: -1": r"aligner\.temperature: ",
+}
+
+
+@pytest.mark.parametrize("change", ALIGNER_MISTAKES)
+def test_a_mistake_in_the_aligner_is_told_with_its_place(read, change: str) -> None:
+    with pytest.raises(ConfigError, match=ALIGNER_MISTAKES[change]) as raised:
+        read(f"{UPSTREAM}\naligner: {{{REMOTE}, {change}}}")
+    assert "pw" not in str(raised.value)
+
+
 MISTAKES = {
     "alignment: {mode: loud}": r"alignment\.mode: .*'stream', 'whole', 'shadow' or 'off'",
     "alignment: {moode: off}": r"alignment\.moode: unknown key; did you mean mode\?",

@@ -50,6 +50,10 @@ class Encoder:
             raise ConfigError("aligner.path: the checkpoint names no end-of-sequence token")
         unknown = {tokenizer.unk_token_id}
         self.special = frozenset((*tokenizer.all_special_ids, *control.values(), *self.ends))
+        self._names: dict[int, str] = {
+            token: tokenizer.convert_ids_to_tokens(token) for token in self.special
+        }
+        self._numbers = {name: int(token) for token, name in self._names.items()}
         # What no answer may hold. Far from what a model would say by itself (a dial turned up), its
         # second best token may well be one of these.
         self.meaningless = self.special - self.ends - {control.get(KEEP), control.get(END)}
@@ -104,12 +108,11 @@ class Encoder:
 
     def names(self, ids: Iterable[int]) -> frozenset[str]:
         """How the tokenizer writes special tokens."""
-        return frozenset(map(self._tokenizer.convert_ids_to_tokens, ids))
+        return frozenset(map(self._names.__getitem__, ids))
 
     def spelled(self, token: int) -> str:
         """One token as text: a special one by its name."""
-        name: str = self._tokenizer.convert_ids_to_tokens(token)
-        return name if token in self.special else self._decode([token])
+        return self._names.get(token) or self._decode([token])
 
     def some_word(self) -> int | None:
         """The last ordinary token that is a word, or part of one; None where there is none."""
@@ -122,9 +125,8 @@ class Encoder:
 
     def token_of(self, text: str) -> int | None:
         """The one token that is written so, special or not; None where there is none."""
-        for token in self.special:
-            if self._tokenizer.convert_ids_to_tokens(token) == text:
-                return int(token)
+        if text in self._numbers:
+            return self._numbers[text]
         ids = self._data(text)
         return ids[0] if len(ids) == 1 and self._decode(ids) == text else None
 

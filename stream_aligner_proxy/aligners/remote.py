@@ -7,6 +7,7 @@ another server where there is one.
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from stream_aligner_proxy.aligners.remote_pool import MARGIN, Pool
 from stream_aligner_proxy.aligners.remote_prefill import Prefiller
 from stream_aligner_proxy.aligners.remote_probe import introduce
 from stream_aligner_proxy.aligners.remote_server import BrokeOff, Server, Unanswered, new_client
-from stream_aligner_proxy.aligners.remote_wire import Sampling
+from stream_aligner_proxy.aligners.remote_wire import Refused, Sampling
 from stream_aligner_proxy.aligners.vocabulary import (
     DEFAULT_WINDOW,
     Vocabulary,
@@ -29,6 +30,8 @@ from stream_aligner_proxy.core.errors import ConfigError, ReviewError
 from stream_aligner_proxy.core.ports import Progress
 from stream_aligner_proxy.core.prompts import PROFILES
 from stream_aligner_proxy.core.records import NEUTRAL, Review, Scope, Turn, Verdict
+
+log = logging.getLogger(__name__)
 
 _CLOSED = "the aligner is closed"
 ATTEMPTS = 4
@@ -231,6 +234,10 @@ class RemoteAligner:
             try:
                 async with server.complete(asking.body(server)) as pieces:
                     return await asking.read(pieces, server)
+            except Refused as refusal:
+                # The client is not told what it said: it may be about another's text.
+                log.warning("aligner.%s: %s: %s", server.label, refusal, refusal.detail)
+                raise
             except BrokeOff:
                 self._pool.doubt(server)
                 raise

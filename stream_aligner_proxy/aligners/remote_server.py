@@ -78,6 +78,7 @@ class Server:
     ) -> None:
         self._client = client
         self._base = base.rstrip("/")
+        self._key = api_key
         self._headers = {"content-type": "application/json"}
         if api_key is not None:
             self._headers["authorization"] = f"Bearer {api_key}"
@@ -102,7 +103,9 @@ class Server:
         finally:
             await response.aclose()
         if response.status_code != 200:
-            raise refusal_of(response.status_code, content)
+            refusal = refusal_of(response.status_code, content)
+            refusal.hide(self._key)
+            raise refusal
         try:
             return [dict(model) for model in orjson.loads(content)["data"]]
         except (ValueError, TypeError, KeyError) as error:
@@ -131,6 +134,9 @@ class Server:
             await pieces.begin()
             yield pieces
             await pieces.drain()
+        except Refused as refusal:
+            refusal.hide(self._key)
+            raise
         finally:
             self.running -= 1
             if response is not None:

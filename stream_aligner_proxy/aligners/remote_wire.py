@@ -17,6 +17,7 @@ from stream_aligner_proxy.core.errors import ReviewError
 from stream_aligner_proxy.core.prompts import KEEP, Revision, Segment
 
 MOST_CHANCES = 20  # what vLLM allows by default
+_MAX_DETAIL = 300
 _MAX_STOPS = 4  # OpenAI's limit
 _TOKEN_ID = "token_id:"
 
@@ -27,7 +28,12 @@ class Refused(ReviewError):
     def __init__(self, http: int | None, detail: str) -> None:
         super().__init__(f"the aligner's server refused the review ({http or 'no status'})")
         self.http = http
-        self.detail = detail[:300]
+        self.detail = detail
+
+    def hide(self, secret: str | None) -> None:
+        """Clip what the server said, and take out what must not be told on: some echo the key."""
+        clean = self.detail.replace(secret, "…") if secret else self.detail
+        self.detail = clean[:_MAX_DETAIL]
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,8 @@ class CompletionServer:
 
     def _refusal(self, request: Request) -> Response | None:
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
-            return _error(401, "no such key")
+            # Some servers say which key they were given.
+            return _error(401, f"no such key: {request.headers.get('authorization')}")
         return None
 
     def _dislike(self, body: dict[str, Any]) -> Response | None:

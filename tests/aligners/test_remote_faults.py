@@ -135,8 +135,11 @@ async def test_it_gives_up_after_some_attempts(folder: Path) -> None:
 
 @pytest.mark.parametrize("answer", [refusal, framed])
 @pytest.mark.parametrize("status", [400, 401, 404, 500])
-async def test_any_other_refusal_is_final_and_its_words_stay_here(
-    folder: Path, status: int, answer: Callable[[int], Response]
+async def test_any_other_refusal_is_final_and_its_words_stay_in_the_log(
+    folder: Path,
+    status: int,
+    answer: Callable[[int], Response],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     server = CompletionServer(trained())
     async with served(folder, server) as aligner:
@@ -144,6 +147,7 @@ async def test_any_other_refusal_is_final_and_its_words_stay_here(
         with pytest.raises(ReviewError, match=rf"refused the review \({status}\)") as caught:
             await aligner.review(asked())
         assert "not now" not in caught.value.message
+        assert "not now" in caplog.text
         assert len(server.bodies) == 1
 
 
@@ -158,6 +162,18 @@ async def test_what_is_no_completion_is_an_error(folder: Path, content: bytes) -
         with pytest.raises(ReviewError, match=r"no completion|broke off"):
             await aligner.review(asked())
         assert len(server.bodies) == 1
+
+
+async def test_a_key_that_a_server_gives_back_is_not_logged(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = CompletionServer(trained(), key="sk-right")
+    async with served(folder, server, api_key="sk-right") as aligner:
+        server.key = "sk-changed"
+        with pytest.raises(ReviewError, match="refused the review"):
+            await aligner.review(asked())
+        assert "no such key: Bearer …" in caplog.text
+        assert "sk-right" not in caplog.text
 
 
 async def test_an_answer_in_one_piece_will_do(folder: Path) -> None:
@@ -433,7 +449,7 @@ async def test_the_reviews_of_a_talk_meet_the_same_server(folder: Path) -> None:
     async with served(folder, *servers) as aligner:
         for _ in range(3):
             for number in range(12):
-                await aligner.review(talk(number))
+                await answered(aligner, talk(number))
         prompts = [{tuple(body["prompt"]) for body in server.bodies} for server in servers]
         assert sum(map(len, prompts)) == 12
 
@@ -539,7 +555,7 @@ async def test_when_a_server_process_is_killed_reviews_go_on_at_the_other(folder
                 for review in [r for r in map(talk, range(200)) if chosen(aligner, r) is server][:4]
             ]
             assert len(talks) == 8
-            running = [asyncio.ensure_future(aligner.review(review)) for review in talks * 10]
+            running = [asyncio.ensure_future(answered(aligner, review)) for review in talks * 10]
             await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             await one.kill()
             results = await asyncio.gather(*running, return_exceptions=True)
