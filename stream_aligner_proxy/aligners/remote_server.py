@@ -159,6 +159,7 @@ class Pieces:
         self._decoder = SseDecoder()
         self._ready: list[Piece] = []
         self._over = False
+        self._finished = False
 
     async def begin(self) -> None:
         """Wait for the first piece."""
@@ -190,10 +191,16 @@ class Pieces:
             if self._over:
                 raise StopAsyncIteration
             await self._more()
-        return self._ready.pop(0)
+        piece = self._ready.pop(0)
+        self._finished = self._finished or piece.finish is not None
+        return piece
 
     async def drain(self) -> None:
-        """Read what little may follow the last piece, so that the connection can be used again."""
+        """Read what little may follow the last piece, so that the connection can be used again.
+
+        Where the answer was left before that, there is nothing little about it: do nothing."""
+        if not self._finished:
+            return
         try:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 async for _ in self._bytes:

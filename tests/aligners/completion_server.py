@@ -8,7 +8,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,6 +188,7 @@ class FaultyLine:
         self.port = 0
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
+        self._carrying: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
@@ -205,8 +206,18 @@ class FaultyLine:
             for writer in list(self._open):
                 writer.transport.abort()
             await server.wait_closed()
+        await asyncio.gather(*self._carrying, return_exceptions=True)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._carrying.add(task)
+        try:
+            await self._carry_one(reader, writer)
+        finally:
+            self._carrying.discard(task)
+
+    async def _carry_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         left = self.plan.pop(0) if self.plan else None
         self._open.add(writer)
@@ -232,8 +243,14 @@ class FaultyLine:
                 await asyncio.gather(forward, return_exceptions=True)
             for end in (writer, there):
                 if end is not None:
-                    end.close()
+                    await _closed(end)
             self._open.discard(writer)
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

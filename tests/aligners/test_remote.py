@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from stream_aligner_proxy.aligners import remote_server
 from stream_aligner_proxy.aligners.remote import RemoteAligner
 from stream_aligner_proxy.core.errors import ReviewError
 from stream_aligner_proxy.core.records import NEUTRAL, Review, Turn, Verdict
@@ -93,12 +94,14 @@ async def test_progress_comes_before_the_revision_is_over(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", DIALLED)
 async def test_turned_down_it_leaves_alone_and_does_not_wait_for_the_rest(
-    folder: Path, kind: str
+    folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(remote_server, "_DRAIN_SECONDS", 60.0)
     server = CompletionServer(trained(), ungated=1, **KINDS[kind])
     async with served(folder, server) as aligner:
         server.gate = asyncio.Event()  # the second token never comes
-        assert (await aligner.review(asked(CHANGED, 0.0))).kept
+        async with asyncio.timeout(20):
+            assert (await aligner.review(asked(CHANGED, 0.0))).kept
         await server.until(lambda: server.running == 0)
         assert len(server.bodies) == 1
 

@@ -1,6 +1,7 @@
 """Slow servers and who leaves: a remote aligner keeps its bounds and leaves nothing running."""
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,10 @@ class Silent:
             while await reader.read(65536):
                 pass
         finally:
-            self.left.set()
             writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+            self.left.set()
 
 
 async def cancelled(review: asyncio.Task[Verdict]) -> None:

@@ -19,7 +19,7 @@ from tests.aligners.remotes import (
     through_lines,
     until,
 )
-from tests.aligners.test_transformers_engine import CHANGED, VERDICTS, same
+from tests.aligners.test_transformers_engine import CHANGED, KEPT, VERDICTS, same
 from tests.servers import serve
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick")]
@@ -227,3 +227,13 @@ async def test_a_server_that_has_changed_while_it_was_away_is_got_to_know_anew(
         await until(lambda: aligner.ready)
         assert aligner._window == 300
         assert aligner.strengths == (0.5, 0.5)
+
+
+@pytest.mark.usefixtures("no_watching")
+async def test_reviews_one_after_another_share_a_connection(folder: Path) -> None:
+    async with through_lines(folder, CompletionServer(trained())) as (aligner, [line]):
+        await aligner.review(asked())
+        before = line.connections
+        for sentence in (CHANGED, KEPT, CHANGED):
+            await aligner.review(asked(sentence))
+        assert line.connections == before
