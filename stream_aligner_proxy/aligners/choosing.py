@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stream_aligner_proxy.aligners.dial import bias
 from stream_aligner_proxy.aligners.row import Row
 
 # Instead of an infinite bias: arithmetic on it stays finite, and no logit comes near.
@@ -21,12 +22,8 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 def bias_of(strength: float) -> float:
-    """The logarithm of what `Review.strength` multiplies the odds of keeping by."""
-    if strength <= 0:
-        return MOST
-    if strength >= 1:
-        return -MOST
-    return math.log((1 - strength) / strength)
+    """`dial.bias`, held to what can be added to a logit."""
+    return min(max(bias(strength), -MOST), MOST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +42,18 @@ GREEDY = Sampling()
 
 
 class Chooser:
-    """Chooses for a batch. `keep`: the id of the keep token, where there is one."""
+    """Chooses for a batch. `keep`: the id of the keep token, where there is one. `meaningless`:
+    ids that a dialled answer does not begin with: far from what a model would say by itself, its
+    second best token may well be a delimiter."""
 
-    def __init__(self, keep: int | None = None, sampling: Sampling = GREEDY) -> None:
+    def __init__(
+        self,
+        keep: int | None = None,
+        sampling: Sampling = GREEDY,
+        meaningless: frozenset[int] = frozenset(),
+    ) -> None:
         self._keep = keep
+        self._meaningless = sorted(meaningless)
         self._sampling = sampling
 
     def choose(
@@ -78,6 +83,8 @@ class Chooser:
             if self._keep is not None and not row.output:
                 places.append((number, 0, self._keep))
                 amounts.append(row.bias)
+                places += ((number, 0, token) for token in self._meaningless)
+                amounts += [-2 * MOST] * len(self._meaningless)
             if row.bias < 0 or tuple(row.output) != row.draft[: len(row.output)]:
                 continue
             ahead = row.draft[len(row.output) :]

@@ -78,7 +78,7 @@ class Decoder:
     """Decodes batches with one network.
 
     `ends`: the token ids that end an output. `controls`: those that mark something, `ends` among
-    them. `keep`: the id a profile uses to say "unchanged"; it
+    them. `meaningless`: see `Chooser`. `keep`: the id a profile uses to say "unchanged"; it
     is what the first pass proposes, so that a kept sentence costs one pass over its prompt and one
     token. A checkpoint that leaves sentences unchanged by repeating them is found out, and then the
     first pass proposes the draft: one pass again. `pass_cost`: what a pass costs beside its tokens,
@@ -93,6 +93,7 @@ class Decoder:
         *,
         keep: int | None = None,
         controls: frozenset[int] = frozenset(),
+        meaningless: frozenset[int] = frozenset(),
         sampling: Sampling = GREEDY,
         method: Method = "verify",
         prefixes: Prefixes | None = None,
@@ -102,7 +103,7 @@ class Decoder:
         self._ends = ends
         self._keep = keep
         self._controls = controls | ends | {keep}
-        self._chooser = Chooser(keep, sampling)
+        self._chooser = Chooser(keep, sampling, meaningless)
         self._method = method
         self._prefixes = prefixes
         self._pass_cost = pass_cost

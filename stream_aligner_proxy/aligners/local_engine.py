@@ -13,13 +13,13 @@ from stream_aligner_proxy.aligners.checkpoint import Checkpoint
 from stream_aligner_proxy.aligners.choosing import GREEDY, Sampling, bias_of
 from stream_aligner_proxy.aligners.decoding import Batch, Decoder, Method
 from stream_aligner_proxy.aligners.encoding import Encoder
+from stream_aligner_proxy.aligners.framing import frame, judge
 from stream_aligner_proxy.aligners.kv import Prefixes
 from stream_aligner_proxy.aligners.network import Network, takes_back
 from stream_aligner_proxy.aligners.pacing import pass_cost
 from stream_aligner_proxy.aligners.row import Row
 from stream_aligner_proxy.aligners.vocabulary import choose_profile
 from stream_aligner_proxy.core.errors import ConfigError, ReviewError
-from stream_aligner_proxy.core.prompts import END, KEEP, fit
 from stream_aligner_proxy.core.records import NEUTRAL, Review, Scope, Turn, Verdict
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ class LocalEngine:
             self._encoder.ends,
             keep=self._encoder.keep,
             controls=self._encoder.special,
+            meaningless=self._encoder.meaningless,
             sampling=options.sampling,
             method=options.method,
             prefixes=self._prefixes,
@@ -110,29 +111,15 @@ class LocalEngine:
 
     def prepare(self, review: Review) -> Row:
         """Fit the review into the window and encode it. Raises `ReviewError` where it cannot."""
-        encoder = self._encoder
-        draft = encoder.draft(review)
-        bare = Review((), "", review.sentence, review.scope)
-        free = (
-            self._window - encoder.overhead - sum(map(encoder.count, encoder.profile.render(bare)))
-        )
-        # The revision may take all it is allowed, but a long sentence leaves half of what is left
-        # to the context, unless the sentence itself needs more.
-        room = min(self._options.max_new(len(draft)), max(free // 2, len(draft)))
-        budget = self._window - encoder.overhead - room
-        if budget <= 0:
-            raise ReviewError("the sentence does not fit the aligner's window")
-        fitted = fit(review, encoder.profile, encoder.count, budget)
-        prompt = encoder.prompt(fitted)
-        if len(prompt) + room > self._window:
-            raise ReviewError("the review does not fit the aligner's window")
+        framed = frame(self._encoder, review, self._window, self._options.max_new)
+        draft = self._encoder.draft(review)
         how = self._options.sampling
         seed = 0
         if how.temperature > 0:
             own = random.getrandbits(64) if how.seed is None else how.seed
             # Sentences of one reply must not share their luck, nor differ from run to run.
-            seed = own ^ zlib.crc32(repr(prompt).encode())
-        return Row(prompt, draft, room, bias=bias_of(review.strength), seed=seed)
+            seed = own ^ zlib.crc32(repr(framed.prompt).encode())
+        return Row(framed.prompt, draft, framed.room, bias=bias_of(review.strength), seed=seed)
 
     def begin(self, rows: list[Row]) -> Batch:
         return self._decoder.begin(rows)
@@ -157,12 +144,7 @@ class LocalEngine:
         if row.finished == "broken":
             raise ReviewError("the aligner's model gave logits that are no numbers")
         revision = self._encoder.revision(row.output, finished=row.finished == "end")
-        for control in revision.controls:
-            if control not in (KEEP, END):
-                raise ReviewError(f"the aligner wrote the control token {control}")
-        if "\ufffd" in revision.text and "\ufffd" not in review.sentence:
-            raise ReviewError("the aligner's revision is not valid text")
-        verdict = self._encoder.profile.read(revision, review)
+        verdict = judge(self._encoder.profile, revision, review)
         return Verdict(verdict.replacement, verdict.end, len(row.prompt), len(row.output))
 
     def recover(self) -> None:

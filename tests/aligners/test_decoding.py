@@ -555,3 +555,14 @@ def test_wide_batches_propose_less() -> None:
 
 def test_rows_without_a_draft_do_not_stop_the_others() -> None:
     assert best_width([(0.99, 0.99), (0.5, 0.5)], [8, 0], 1, 20.0) == 8
+
+
+def test_a_dialled_answer_does_not_begin_with_a_delimiter() -> None:
+    logits = torch.tensor([0.0, 5.0, 3.0, 1.0]).expand(1, 1, 4)
+    chooser = Chooser(keep=1, meaningless=frozenset({2}))
+
+    def first(strength: float) -> int:
+        row = Row((), (), 4, bias=bias_of(strength))
+        return chooser.choose(logits.clone(), [row], [[]])[1][0][0]
+
+    assert [first(0.0), first(0.5), first(1.0)] == [1, 1, 3]
