@@ -5,9 +5,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# vLLM needs an environment of its own; VLLM_REQUIRED=1 makes it an error that a machine has none.
+VENV_VLLM  := .venv-vllm
+STAMP_VLLM := $(VENV_VLLM)/.installed
 PORT   ?= 8000
 
-.PHONY: help install demo test check unit bench demo-models format clean
+.PHONY: help install demo test check unit vllm bench demo-models format clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -24,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## start the proxy with its embedded tiny upstream and tiny aligner
 	$(BIN)/stream-aligner demo --port $(PORT)
 
-test: $(STAMP) check unit ## everything CI runs
+test: check unit vllm ## everything CI runs
 
 check: $(STAMP) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -35,6 +38,15 @@ check: $(STAMP) ## format, lint, types, import contracts
 unit: $(STAMP)  ## the tests alone
 	$(BIN)/python -m pytest
 
+# Status 3 of the script: this machine cannot have vLLM, and it has said why.
+$(STAMP_VLLM): tests/vllm/install.py constraints-vllm.txt pyproject.toml
+	$(PYTHON) tests/vllm/install.py $(VENV_VLLM) && touch $@ || \
+	    { status=$$?; rm -f $@; [ $$status = 3 ] && [ -z "$(VLLM_REQUIRED)" ]; }
+
+vllm: $(STAMP_VLLM) ## the tests against real vLLM on the CPU, in .venv-vllm
+	@if [ -e $(STAMP_VLLM) ]; then $(VENV_VLLM)/bin/python -m pytest tests/vllm; \
+	else echo "tests/vllm: skipped, there is no vLLM here"; fi
+
 bench: $(STAMP) ## every benchmark: tables on the screen, JSON in bench/results
 	$(BIN)/python -m bench.splitter
 	$(BIN)/python -m bench.early_review
@@ -42,6 +54,8 @@ bench: $(STAMP) ## every benchmark: tables on the screen, JSON in bench/results
 	$(BIN)/python -m bench.demo_accuracy
 	$(BIN)/python -m bench.induction
 	$(BIN)/python -m bench.readme
+	@if [ -e $(STAMP_VLLM) ]; then $(VENV_VLLM)/bin/python -m bench.vllm_drafts; \
+	else echo "bench.vllm_drafts: skipped; make vllm makes what it needs"; fi
 
 demo-models: $(STAMP) ## train both demo models anew (two to three hours on one CPU core; a GPU is used where there is one)
 	$(BIN)/python -m training.demo_models --out stream_aligner_proxy/demo/models
@@ -51,4 +65,4 @@ format: $(STAMP) ## let ruff format and fix
 	$(BIN)/ruff check --fix .
 
 clean:          ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(VENV_VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

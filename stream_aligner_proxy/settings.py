@@ -134,6 +134,10 @@ class AlignerSettings(Section):
     top_k: Annotated[int, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: int | None = None
+    draft: Literal["sentence", "ngram", "none"] | None = None
+    draft_tokens: Annotated[int, Field(ge=1, le=128)] | None = None
+    gpu_memory: Annotated[float, Field(gt=0, le=1)] | None = None
+    kv_cache_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     urls: (
         Annotated[tuple[Annotated[str, AfterValidator(_base_url)], ...], Field(min_length=1)] | None
     ) = None

@@ -41,6 +41,15 @@ BACKENDS: dict[str, Backend] = {
             " max_new_extra temperature top_p top_k seed prefill"
         ),
     ),
+    "vllm": Backend(
+        "stream_aligner_proxy.aligners.vllm_engine",
+        "VllmAligner",
+        _words(
+            "path name adapter profile dtype window max_batch queue timeout max_new_factor"
+            " max_new_extra threads prefill draft draft_tokens gpu_memory kv_cache_gib temperature"
+            " top_k top_p seed"
+        ),
+    ),
 }
 
 
