@@ -290,7 +290,9 @@ class VllmAligner:
         async with aclosing(self._outputs(prompt, parameters)) as outputs:
             async for output in outputs:
                 for token, one in output.logprobs[0].items():
-                    chances[token] = one.logprob
+                    # Dialled far enough, the second best token may well be a delimiter.
+                    if token not in self._encoder.meaningless:
+                        chances[token] = one.logprob
         return decide(chances, keep, strength)
 
     def _parameters(self, room: int, prompt: list[int], *, parts: bool) -> Any:
