@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from stream_aligner_proxy.core.errors import ProxyError, RequestError, ReviewError
@@ -113,8 +114,13 @@ class Session:
         ended = "cancelled"
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                self._perform(self._loop.start())
-                await self._write(reply, begun)
+                try:
+                    self._perform(self._loop.start())
+                    await self._write(reply, begun)
+                finally:
+                    # Before the group cancels its tasks: nothing that one of them still says may
+                    # start another.
+                    self._perform(self._loop.abandon())
             match self._outcome:
                 case Finish(finish_reason, usage, cost):
                     ended = "finished"
@@ -128,7 +134,6 @@ class Session:
             ended = "internal_error"
             raise _first(group) from group
         finally:
-            self._perform(self._loop.abandon())
             seconds, cost = self._clock() - begun, self._loop.cost
             self._tell(lambda observer: observer.closed(mode, ended, seconds, cost))
 
@@ -153,12 +158,17 @@ class Session:
     async def _read(self, opened: OpenBranch) -> None:
         """Read one branch to its end, or until the loop closes it."""
         branch = opened.branch
+        request = self._request
+        if branch and request.request_id:
+            # Servers take the id for their own: while a closed branch is still being aborted under
+            # it, vLLM refuses a second one, or aborts that too (vllm-project/vllm#27987).
+            request = replace(request, request_id=f"{request.request_id}-{branch}")
         finish_reason: str | None = None
         usage: Usage | None = None
         metered = False
         try:
             async with self._upstream.open(
-                self._request, prefix=opened.prefix, max_tokens=opened.max_tokens
+                request, prefix=opened.prefix, max_tokens=opened.max_tokens
             ) as chunks:
                 async for chunk in chunks:
                     if chunk.usage is not None:

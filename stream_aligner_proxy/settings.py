@@ -29,7 +29,7 @@ from pydantic import (
 from stream_aligner_proxy.aligners.registry import BACKENDS
 from stream_aligner_proxy.configfile import merge_environment, parse_yaml
 from stream_aligner_proxy.core.errors import ConfigError
-from stream_aligner_proxy.core.records import Mode, Policy
+from stream_aligner_proxy.core.records import Mode, Policy, RestartOn
 from stream_aligner_proxy.upstream.dialects import DIALECTS
 
 PREFIX = "STREAM_ALIGNER_"
@@ -195,7 +195,12 @@ class AlignmentSettings(Section):
     allow_override: Annotated[frozenset[Mode], BeforeValidator(_modes)] = frozenset(Mode)
     lookahead: Annotated[int, Field(ge=1)] = _POLICY.lookahead
     review_ahead: Annotated[int, Field(ge=1)] = _POLICY.review_ahead
+    adaptive: bool = _POLICY.adaptive
+    restart_on: RestartOn = _POLICY.restart_on
+    material_edit: Annotated[float, Field(ge=0, le=1)] = _POLICY.material_edit
     max_continuations: Annotated[int, Field(ge=0)] = _POLICY.max_continuations
+    max_reviews: Annotated[int, Field(ge=0)] | None = _POLICY.max_reviews
+    merge_below: Annotated[int, Field(ge=0, le=1000)] = _POLICY.merge_below
     max_sentence_chars: Annotated[int, Field(ge=16)] = _POLICY.max_sentence_chars
     max_whole_chars: Annotated[int, Field(ge=16)] = _POLICY.max_whole_chars
     early_review: bool = _POLICY.early_review
@@ -211,6 +216,11 @@ class AlignmentSettings(Section):
             strength=strength,
             lookahead=self.lookahead,
             review_ahead=self.review_ahead,
+            adaptive=self.adaptive,
+            restart_on=self.restart_on,
+            material_edit=self.material_edit,
+            max_reviews=self.max_reviews,
+            merge_below=self.merge_below,
             max_continuations=self.max_continuations,
             early_review=self.early_review,
             max_sentence_chars=self.max_sentence_chars,

@@ -1,62 +1,25 @@
 """What stands in line for a verdict: units of text, and what must not overtake them."""
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from stream_aligner_proxy.core.errors import ProxyError
 from stream_aligner_proxy.core.records import Usage, Verdict
 from stream_aligner_proxy.core.sentences import Sentence
 
-
-class Splitter(Protocol):
-    """What cuts a branch's text into units."""
-
-    @property
-    def pending(self) -> int: ...
-
-    @property
-    def in_code(self) -> bool: ...
-
-    @property
-    def rest(self) -> str: ...
-
-    @property
-    def seems_over(self) -> bool: ...
-
-    def feed(self, text: str) -> list[Sentence]: ...
-
-    def flush(self, *, more: bool = False) -> list[Sentence]: ...
-
-
-class WholeAnswer:
-    """A splitter that holds everything until the end: the unit of `whole` mode."""
-
-    in_code = False
-    seems_over = False
-    rest = ""  # not joined before the end: it is never asked for early
-
-    def __init__(self) -> None:
-        self._pieces: list[str] = []
-        self.pending = 0
-
-    def feed(self, text: str) -> list[Sentence]:
-        self._pieces.append(text)
-        self.pending += len(text)
-        return []
-
-    def flush(self, *, more: bool = False) -> list[Sentence]:
-        if more:
-            return []  # a part in the middle does not make it whole
-        text = "".join(self._pieces)
-        self._pieces.clear()
-        self.pending = 0
-        return [Sentence(text)] if text else []
+# Parts (tool-call pieces, reasoning) that may wait behind a sentence.
+MAX_ITEMS = 64
 
 
 @dataclass(slots=True)
 class Unit:
-    """A sentence in line. `text` = `lead` + `core` + `tail`, the outer two being whitespace."""
+    """A sentence in line. `text` = `lead` + `core` + `tail`, the outer two being whitespace.
+
+    `told` is the beginning of what the aligner makes of `core`, as far as it has told.
+    `skipped`: passed although it is prose, because `max_reviews` were made.
+    """
 
     text: str
     lead: str
@@ -65,9 +28,20 @@ class Unit:
     tokens: int
     branch: int
     passed: bool
+    skipped: bool = False
     review: int | None = None
+    told: str = ""
     verdict: Verdict | None = None
     error: ProxyError | None = None
+
+    @property
+    def may_be_kept(self) -> bool:
+        """As far as is known: what follows it can be reviewed on the assumption that it is."""
+        return (self.verdict is None or self.verdict.kept) and self.core.startswith(self.told)
+
+    def forget_review(self) -> None:
+        self.review = self.verdict = self.error = None
+        self.told = ""
 
 
 def unit_of(sentence: Sentence, branch: int, tokens: int, *, passed: bool) -> Unit:
@@ -94,3 +68,57 @@ class End:
 @dataclass(frozen=True, slots=True)
 class Broken:
     error: ProxyError
+
+
+Item = Unit | Part | End | Broken
+
+
+class Line:
+    """The items in order. `length` counts the units among them."""
+
+    def __init__(self) -> None:
+        self._items: deque[Item] = deque()
+        self.length = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def head(self) -> Item:
+        return self._items[0]
+
+    @property
+    def end(self) -> End | None:
+        """The end of the branch, where it stands in line."""
+        last = self._items[-1] if self._items else None
+        return last if isinstance(last, End) else None
+
+    def units(self) -> Iterator[Unit]:
+        return (item for item in self._items if isinstance(item, Unit))
+
+    def add(self, item: Item) -> None:
+        self._items.append(item)
+        self.length += isinstance(item, Unit)
+
+    def take(self) -> None:
+        """Remove the head."""
+        self.length -= isinstance(self._items.popleft(), Unit)
+
+    def clear(self) -> int:
+        """Remove everything; the upstream's tokens that it held."""
+        tokens = sum(item.tokens for item in self._items if isinstance(item, Unit | Part))
+        self._items.clear()
+        self.length = 0
+        return tokens
+
+    def clear_behind_head(self) -> int:
+        """Remove the text and parts behind the head; the tokens that they held.
+
+        How the branch ended stays: its usage is still good to know.
+        """
+        head, *rest = self._items
+        stays = [item for item in rest if isinstance(item, End | Broken)]
+        tokens = sum(item.tokens for item in rest if isinstance(item, Unit | Part))
+        self._items = deque([head, *stays])
+        self.length = int(isinstance(head, Unit))
+        return tokens

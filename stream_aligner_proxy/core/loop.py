@@ -10,26 +10,32 @@ about before it is sure to be a whole one (`early_review`); its verdict counts i
     keep                     deliver; nothing restarts
     replace, can continue    deliver the new text, drop all that waits, close, open from it
     replace, cannot          deliver the new text, keep the branch, review what waits again
+    replace, not material    like "cannot", where the policy restarts on material edits only
     replace with ""          like "cannot": the same prefix would only bring the same sentence back
     end                      deliver, then finish: the upstream is not asked for more
+
+What the aligner tells of a verdict while it still writes it is delivered at once for the head of
+the line; when that shows a rewrite after which the upstream will be restarted, the running branch
+is closed then, and the next opened at the verdict.
 
 The end of a branch, and its failure, stand in line behind its text, so what came before is
 delivered first, and a correction made in time makes them void. The invariants the tests pin:
 committed text only grows and equals what was delivered; verdicts commit in order; events of
 closed branches and dropped reviews change nothing; as many branches are closed as opened.
+
+The pieces: `branch` (one upstream run), `cutting` (its text into units), `line` (what waits),
+`reviews`, `commits` (the text that is final), `window` (how far ahead). This file decides.
 """
 
-from collections import deque
-from typing import Literal
-
+from stream_aligner_proxy.core.branch import Branch
+from stream_aligner_proxy.core.commits import Commits
+from stream_aligner_proxy.core.edits import differs_by
 from stream_aligner_proxy.core.errors import ProxyError, ReviewError
 from stream_aligner_proxy.core.events import (
     Action,
     BranchBroke,
     BranchEnded,
     CloseBranch,
-    Deliver,
-    DropReview,
     Event,
     Fail,
     Finish,
@@ -40,27 +46,14 @@ from stream_aligner_proxy.core.events import (
     ReviewBroke,
     ReviewDone,
     ReviewProgress,
-    StartReview,
     TextArrived,
     TextEnded,
 )
-from stream_aligner_proxy.core.line import Broken, End, Part, Splitter, Unit, WholeAnswer, unit_of
-from stream_aligner_proxy.core.meter import Meter
-from stream_aligner_proxy.core.records import (
-    ChatRequest,
-    Committed,
-    Cost,
-    Mode,
-    Outcome,
-    Policy,
-    Review,
-    Usage,
-)
-from stream_aligner_proxy.core.sentences import Sentence, SentenceSplitter
-from stream_aligner_proxy.core.stops import until_stop
-
-# Parts (tool-call pieces, reasoning) waiting behind a sentence before reading pauses.
-_MAX_WAITING = 64
+from stream_aligner_proxy.core.line import MAX_ITEMS, Broken, End, Line, Part, Unit
+from stream_aligner_proxy.core.records import ChatRequest, Cost, Mode, Policy, Usage
+from stream_aligner_proxy.core.reviews import Reviews, took_back
+from stream_aligner_proxy.core.sentences import Sentence
+from stream_aligner_proxy.core.window import Window
 
 
 class AlignmentLoop:
@@ -71,40 +64,35 @@ class AlignmentLoop:
     """
 
     def __init__(self, request: ChatRequest, policy: Policy, *, can_continue: bool) -> None:
-        whole = policy.mode is Mode.WHOLE
-        self._conversation = request.conversation
-        self._stops = request.stop
+        self._request = request
         self._policy = policy
-        self._whole = whole
-        self._continuations_left = policy.max_continuations if can_continue and not whole else 0
-        self._meter = Meter(request.max_tokens)
-        self._committed = ""
-        self._index = 0
-        self._branch = -1
-        self._branch_open = False
-        self._splitter: Splitter = self._new_splitter()
-        self._owed = ""  # committed trailing whitespace that was not sent with the prefix
-        self._rewritten = False  # text of the running branch was changed
-        self._ended: str | None = None  # why the running branch ended, once it has
-        self._told = False  # the running branch told its end itself
-        self._aligners_fence = False  # the code block being written was opened by a rewrite
-        self._waiting: deque[Unit | Part | End | Broken] = deque()
-        self._units = 0  # of these, sentences
-        self._behind: list[Part] = []  # parts behind the beginning of a whole answer
-        self._reviews: dict[int, Unit] = {}  # in flight
-        self._next_review = 0
-        self._early: Unit | None = None  # reviewed, but not known to be a whole sentence
-        self._done = False
-        self._corrections = self._unreviewed = self._discarded = 0
-        self._aligner_prompt = self._aligner_completion = 0
+        self._whole = policy.mode is Mode.WHOLE
+        continues = can_continue and not self._whole
+        self._continuations_left = policy.max_continuations if continues else 0
         self._actions: list[Action] = []
+        self._line = Line()
+        self._commits = Commits(request, self._actions)
+        self._meter = self._commits.meter
+        self._window = Window(policy)
+        self._reviews = Reviews(
+            request,
+            policy,
+            line=self._line,
+            commits=self._commits,
+            window=self._window,
+            actions=self._actions,
+        )
+        self._branch = Branch(-1, policy, "")  # before the first is opened
+        self._branch.open = False
+        self._discarded = 0
+        self._done = False
 
     # --- what the session asks -------------------------------------------------------------
 
     @property
     def committed(self) -> str:
         """Everything committed so far: exactly what was delivered as text."""
-        return self._committed
+        return self._commits.text
 
     @property
     def done(self) -> bool:
@@ -113,24 +101,26 @@ class AlignmentLoop:
     @property
     def wants_text(self) -> bool:
         """Whether the running branch should be read on; False is back-pressure (rule 6)."""
-        return self._units < self._policy.lookahead and len(self._waiting) < _MAX_WAITING
+        return self._line.length < self._window.reading and len(self._line) < MAX_ITEMS
 
     @property
     def cost(self) -> Cost:
         return Cost(
-            branches=self._branch + 1,
-            reviews=self._next_review,
-            corrections=self._corrections,
-            unreviewed=self._unreviewed,
+            branches=self._branch.number + 1,
+            reviews=self._reviews.started,
+            reviews_in_vain=self._reviews.started - self._reviews.used,
+            corrections=self._commits.corrections,
+            unreviewed=self._commits.unreviewed,
+            skipped=self._commits.skipped,
             resent_prefix_tokens=self._meter.resent,
             discarded_tokens=self._discarded,
-            aligner_prompt_tokens=self._aligner_prompt,
-            aligner_completion_tokens=self._aligner_completion,
+            aligner_prompt_tokens=self._reviews.prompt_tokens,
+            aligner_completion_tokens=self._reviews.completion_tokens,
         )
 
     def start(self) -> list[Action]:
         """Open the first branch."""
-        if self._branch >= 0 or self._done:
+        if self._branch.number >= 0 or self._done:
             raise IllegalEvent("the loop was started before")
         self._open_branch()
         return self._take_actions()
@@ -147,30 +137,27 @@ class AlignmentLoop:
             return []
         match event:
             case TextArrived(_, text, tokens):
-                self._text(text, tokens)
+                if not self._text(text, tokens):
+                    self._reviews.look_at(self._branch)
+                    return self._take_actions()
             case PartArrived(_, part, tokens):
-                self._line_up(self._splitter.flush(more=True))
+                self._line_up(self._branch.splitter.flush(more=True))
                 self._part(Part(part, tokens))
             case PromptMetered(_, tokens):
                 self._meter.prompt(tokens)
             case TextEnded(_, finish_reason):
                 self._end_text(finish_reason)
             case BranchEnded(_, finish_reason, usage):
-                self._told = True
+                self._branch.told_end = True
                 self._end(finish_reason, usage)
             case BranchBroke(_, error):
-                self._close_branch()
-                self._waiting.append(Broken(error))
+                self._break(error)
             case ReviewDone(review, verdict):
-                self._aligner_prompt += verdict.prompt_tokens
-                self._aligner_completion += verdict.completion_tokens
-                if unit := self._reviews.pop(review, None):
-                    unit.verdict = verdict
-            case ReviewProgress():
-                pass
+                self._reviews.done(review, verdict)
+            case ReviewProgress(review, text):
+                self._reviews.progressed(review, text)
             case ReviewBroke(review, error):
-                if unit := self._reviews.pop(review, None):
-                    unit.error = error
+                self._reviews.broke(review, error)
         self._advance()
         return self._take_actions()
 
@@ -180,292 +167,211 @@ class AlignmentLoop:
         """Whether the event can still change anything. Raises `IllegalEvent` for a bug."""
         match event:
             case ReviewDone(review) | ReviewProgress(review) | ReviewBroke(review):
-                if not 0 <= review < self._next_review:
+                if not 0 <= review < self._reviews.started:
                     raise IllegalEvent(f"review {review} was never started")
                 return not self._done
             case _:
-                if not 0 <= event.branch <= self._branch:
+                if not 0 <= event.branch <= self._branch.number:
                     raise IllegalEvent(f"branch {event.branch} was never opened")
-                return self._branch_open and event.branch == self._branch
+                return self._branch.open and event.branch == self._branch.number
 
-    def _text(self, text: str, tokens: int) -> None:
-        if self._owed:
-            # The prefix was sent without its trailing whitespace; the upstream writes it again.
-            same = 0
-            while same < min(len(self._owed), len(text)) and text[same] == self._owed[same]:
-                same += 1
-            self._owed = self._owed[same:] if same == len(text) else ""
-            text = text[same:]
+    def _text(self, text: str, tokens: int) -> bool:
+        """Take in text; whether anything but the sentence being written has changed."""
+        text = self._branch.new_text(text)
         self._meter.arrived(len(text), tokens)
         if self._meter.overrun:
             self._end("length", None)
-            return
-        self._line_up(self._splitter.feed(text))
-        if self._early and self._splitter.rest.strip() != self._early.core:
-            self._drop_early()
-        if self._whole and self._splitter.pending > self._policy.max_whole_chars:
+            return True
+        splitter = self._branch.splitter
+        units = splitter.feed(text)
+        self._line_up(units)
+        early = self._reviews.early
+        wrong = early is not None and splitter.rest.strip() != early.core
+        if wrong:
+            self._reviews.drop_early()
+        too_long = self._whole and splitter.pending > self._policy.max_whole_chars
+        if too_long:
             self._too_long()
+        return bool(units) or wrong or too_long
 
     def _part(self, part: Part) -> None:
-        if not self._splitter.pending:
-            self._waiting.append(part)
+        if not self._branch.splitter.pending:
+            self._line.add(part)
             return
         # A whole answer that has begun comes first, and it is whole only at its end.
-        self._behind.append(part)
-        if len(self._behind) > self._policy.max_whole_chars:
+        self._branch.behind.append(part)
+        if len(self._branch.behind) > self._policy.max_whole_chars:
             self._too_long()
 
     def _too_long(self) -> None:
+        self._break(ReviewError("the reply is too long to review as a whole"))
+
+    def _break(self, error: ProxyError) -> None:
         self._close_branch()
-        self._waiting.append(Broken(ReviewError("the reply is too long to review as a whole")))
+        self._line.add(Broken(error))
 
     def _end_text(self, finish_reason: str) -> None:
-        self._ended = finish_reason
-        self._line_up(self._splitter.flush())
-        self._waiting.extend(self._behind)
-        self._behind.clear()
+        self._branch.ended = finish_reason
+        self._line_up(self._branch.splitter.flush())
+        for part in self._branch.behind:
+            self._line.add(part)
+        self._branch.behind.clear()
 
     def _end(self, finish_reason: str, usage: Usage | None) -> None:
         self._end_text(finish_reason)
-        self._waiting.append(End(finish_reason, usage))
+        self._line.add(End(finish_reason, usage))
         self._close_branch()
 
     def _line_up(self, sentences: list[Sentence]) -> None:
         for sentence in sentences:
-            tokens = self._meter.take(len(sentence.text))
-            code = sentence.kind == "code"
-            # A fence that the aligner put in must not let what follows it pass (rule 3).
-            self._aligners_fence = self._aligners_fence and code
-            passed = code and not (self._policy.review_code or self._aligners_fence)
-            unit = unit_of(sentence, self._branch, tokens, passed=passed)
-            if self._early and unit.core == self._early.core and not unit.passed:
-                self._adopt_early(unit)
-            elif self._early:
-                self._drop_early()
-            self._waiting.append(unit)
-            self._units += 1
+            unit = self._branch.unit(sentence, self._meter.take(len(sentence.text)))
+            unit.skipped = not unit.passed and not self._reviews.left
+            unit.passed = unit.passed or unit.skipped
+            self._reviews.adopt_early(unit)
+            self._line.add(unit)
 
     # --- the line --------------------------------------------------------------------------
 
     def _advance(self) -> None:
         """Commit all that can be committed, then start the reviews that may run."""
-        while self._waiting and not self._done:
-            match self._waiting[0]:
+        while len(self._line) and not self._done:
+            match self._line.head:
                 case Unit() as unit:
                     if not self._settle(unit):
+                        self._tell_beginning(unit)
                         break
-                case Part(part, tokens):
-                    self._waiting.popleft()
-                    self._meter.aside += tokens
-                    self._actions.append(Deliver(part=part))
+                case Part() as part:
+                    self._line.take()
+                    self._commits.part(part)
                 case End(finish_reason, usage):
-                    self._waiting.popleft()
+                    self._line.take()
                     self._finish(finish_reason, usage)
                 case Broken(error):
-                    self._waiting.popleft()
+                    self._line.take()
                     self._fail(error)
         if not self._done:
-            self._start_reviews()
+            self._reviews.start_waiting()
+            self._reviews.look_at(self._branch)
 
     def _settle(self, unit: Unit) -> bool:
         """Commit the head of the line if it can be; False where its verdict is awaited."""
         if unit.passed:
-            self._leave(unit, "passed")
+            self._line.take()
+            self._go_on(self._commits.leave(unit, "passed", measured=self._branch.rewritten))
         elif unit.error is not None:
-            if not self._policy.fail_open:
+            if not self._policy.fail_open or self._commits.sent:
+                # Of a sentence that is out in part the rest is not known.
                 self._fail(unit.error)
                 return True
-            self._unreviewed += 1
-            self._leave(unit, "unreviewed")
+            self._line.take()
+            self._go_on(self._commits.leave(unit, "unreviewed", measured=self._branch.rewritten))
         elif unit.verdict is None:
             return False
         else:
             replacement, end = unit.verdict.replacement, unit.verdict.end
             # The same text, whitespace apart, is no change, whatever the aligner calls it.
-            if replacement is None or (new := replacement.strip()) == unit.core:
-                self._leave(unit, "keep", end)
+            new = unit.core if replacement is None else replacement.strip()
+            if not new.startswith(unit.told):
+                self._fail(took_back())
+                return True
+            self._line.take()
+            self._reviews.used += 1
+            if new == unit.core:
+                self._window.judged(kept=True)
+                cut = self._commits.leave(unit, "keep", measured=self._branch.rewritten)
+                self._go_on(cut or ("stop" if end else None))
             else:
                 self._replace(unit, new, end)
         return True
 
-    def _leave(self, unit: Unit, outcome: Outcome, end: bool = False) -> None:
-        """Commit a unit as it is."""
-        # A running branch knows nothing of longer text put in before: only then is its own text
-        # measured against the client's limit.
-        fitting = self._meter.cut(unit.text) if self._rewritten else unit.text
-        text, stopped = until_stop(self._stops, self._committed, fitting)
-        self._commit(unit, text, outcome)
-        if stopped:
-            self._finish("stop", None)
-        elif fitting != unit.text:
-            self._finish("length", None)
-        elif end:
-            self._finish("stop", None)
+    def _go_on(self, ended: str | None) -> None:
+        if ended is not None:
+            self._finish(ended, None)
 
-    def _replace(self, unit: Unit, replacement: str, end: bool) -> None:
-        self._corrections += 1
-        self._rewritten = True
-        # Measured with the white space before it, which may be lines of it.
-        fitting = self._meter.cut(unit.lead + replacement)[len(unit.lead) :]
-        text = unit.lead + fitting + unit.tail if fitting else ""
-        text, stopped = until_stop(self._stops, self._committed, text)
-        self._commit(unit, text, "replace")
-        if end or stopped:
+    def _replace(self, unit: Unit, new: str, end: bool) -> None:
+        self._branch.rewritten = True
+        cut = self._commits.replace(unit, new)
+        if end or cut == "stop":
             self._finish("stop", None)
-        elif fitting != replacement or (self._meter.remaining == 0 and not self._whole):
+        elif cut or (self._meter.remaining == 0 and not self._whole):
             self._finish("length", None)
-        elif replacement and self._continuations_left > 0 and not self._ended_for_good():
+        elif new and self._may_continue and self._restarts_on(unit.core, new):
+            self._window.judged(kept=False, restarts=True)
             self._continuations_left -= 1
             self._drop_line()
             self._close_branch()
             self._open_branch()
-            # What was rewritten was no code that passes, so an open block is not the upstream's.
-            self._aligners_fence = self._splitter.in_code
         else:
-            # The branch stays; what was reviewed ahead had assumed the sentence was kept.
-            self._drop_reviews(keep_units=True)
+            # The branch stays. What was reviewed ahead had assumed the old text, and a small edit
+            # may change all that follows from it ("12 are left", "13 are left"): it is asked again.
+            self._window.judged(kept=False)
+            self._reviews.drop_all()
+            for waiting in self._line.units():
+                waiting.forget_review()
 
-    def _ended_for_good(self) -> bool:
-        """Whether the branch ended for a reason that a continuation must not get around: one such
-        as `content_filter`, or perhaps one of the client's stop strings."""
-        if self._ended == "stop":
-            return bool(self._stops)
-        return self._ended not in (None, "length")
+    @property
+    def _may_continue(self) -> bool:
+        """Whether the upstream could go on from a rewritten text.
 
-    def _commit(self, unit: Unit, text: str, outcome: Outcome) -> None:
-        self._waiting.popleft()
-        self._units -= 1
-        text = self._joined_to(self._committed, text)
-        if outcome == "replace":
-            self._meter.rewritten(text)
-        else:
-            self._meter.kept(text, unit.tokens, cut=len(text) < len(unit.text.strip()))
-        self._committed += text
-        self._actions.append(
-            Deliver(
-                text=text,
-                unit=Committed(
-                    index=self._index,
-                    original=unit.text,
-                    text=text,
-                    outcome=outcome,
-                    branch=unit.branch,
-                    end=bool(unit.verdict and unit.verdict.end),
-                    review=unit.review,
-                    error=unit.error.message if unit.error else None,
-                ),
-            )
+        Not where it ended for a reason that a continuation must not get around: one such as
+        `content_filter`, or perhaps one of the client's stop strings.
+        """
+        perhaps_stopped = self._branch.ended == "stop" and self._request.stop
+        return (
+            self._continuations_left > 0 and not perhaps_stopped and not self._branch.ended_for_good
         )
-        self._index += 1
 
-    def _joined_to(self, before: str, text: str) -> str:
-        """`text` as it follows `before`: whitespace goes with an opening that was deleted."""
-        return text if before or self._index == 0 else text.lstrip()
+    def _restarts_on(self, original: str, new: str) -> bool:
+        if self._policy.restart_on == "any":
+            return True
+        return differs_by(original, new, self._policy.material_edit)
 
-    def _start_reviews(self) -> None:
-        in_flight = len(self._reviews)
-        ahead = ""
-        for unit in self._waiting:
-            if in_flight >= self._policy.review_ahead:
-                return
-            if not isinstance(unit, Unit):
-                continue
-            if unit.verdict is not None and not unit.verdict.kept:
-                return  # what follows it will be dropped or reviewed again
-            if not (unit.passed or unit.review is not None):
-                in_flight += 1
-                self._start_review(unit, ahead)
-            ahead += self._joined_to(self._committed + ahead, unit.text)
+    def _tell_beginning(self, unit: Unit) -> None:
+        """Deliver what is known of the head; where that makes the running branch void, close it."""
+        if not unit.told:
+            return
+        self._commits.begin(unit)
+        # Only once some of it is out is it sure that the sentence is not left as it was: until then
+        # the review may still fail, and the policy be to deliver the original.
         if (
-            self._policy.early_review
-            and self._early is None
-            and in_flight < self._policy.review_ahead
-            and self._branch_open
-            and self._splitter.seems_over
+            self._branch.open
+            and self._commits.sent
+            and not unit.core.startswith(unit.told)
+            and self._policy.restart_on == "any"
+            and self._may_continue
         ):
-            text = Sentence(self._splitter.rest)
-            self._early = unit_of(text, self._branch, 0, passed=False)
-            self._start_review(self._early, ahead)
-
-    def _start_review(self, unit: Unit, ahead: str) -> None:
-        """`ahead`: the text that will have been committed between now and the unit."""
-        unit.review = self._next_review
-        self._next_review += 1
-        self._reviews[unit.review] = unit
-        scope: Literal["sentence", "whole"] = "whole" if self._whole else "sentence"
-        review = Review(
-            self._conversation, self._committed + ahead, unit.core, scope, self._policy.strength
-        )
-        self._actions.append(StartReview(unit.review, review))
-
-    def _adopt_early(self, unit: Unit) -> None:
-        """The sentence that was asked about too early has come, and is what was asked about."""
-        early, self._early = self._early, None
-        assert early is not None
-        assert early.review is not None
-        unit.review, unit.verdict, unit.error = early.review, early.verdict, early.error
-        if early.review in self._reviews:
-            self._reviews[early.review] = unit
-
-    def _drop_early(self) -> None:
-        """It was not the end of a sentence, or its place is not what it was."""
-        early, self._early = self._early, None
-        if early is not None and early.review is not None:
-            self._reviews.pop(early.review, None)
-            self._actions.append(DropReview(early.review))
-
-    def _drop_reviews(self, *, keep_units: bool) -> None:
-        self._drop_early()
-        for review in self._reviews:
-            self._actions.append(DropReview(review))
-        self._reviews.clear()
-        if keep_units:
-            for unit in self._waiting:
-                if isinstance(unit, Unit):
-                    unit.review = unit.verdict = unit.error = None
+            self._reviews.drop_all(but=unit)
+            self._discarded += self._line.clear_behind_head()
+            self._close_branch()
 
     def _drop_line(self) -> None:
-        self._drop_reviews(keep_units=False)
-        self._discarded += sum(
-            item.tokens for item in self._waiting if isinstance(item, Unit | Part)
-        )
-        self._waiting.clear()
-        self._units = 0
+        self._reviews.drop_all()
+        self._discarded += self._line.clear()
 
     # --- branches --------------------------------------------------------------------------
 
-    def _new_splitter(self) -> Splitter:
-        if self._whole:
-            return WholeAnswer()
-        # A continuation may start inside a fence, or in the middle of a line.
-        return SentenceSplitter(max_chars=self._policy.max_sentence_chars, after=self._committed)
-
     def _open_branch(self) -> None:
-        self._branch += 1
-        self._branch_open = True
-        self._rewritten = self._told = False
-        self._ended = None
-        self._splitter = self._new_splitter()
-        prefix = self._committed.rstrip()
-        self._owed = self._committed[len(prefix) :]
-        self._actions.append(OpenBranch(self._branch, prefix, self._meter.open_branch()))
+        self._branch = Branch(self._branch.number + 1, self._policy, self._commits.text)
+        limit = self._meter.open_branch()
+        self._actions.append(OpenBranch(self._branch.number, self._branch.prefix, limit))
+        self._reviews.expect_first()
 
     def _close_branch(self) -> None:
-        if self._branch_open:
-            self._branch_open = False
+        if self._branch.open:
+            self._branch.open = False
             self._discarded += self._meter.untaken
-            self._actions.append(CloseBranch(self._branch))
+            self._actions.append(CloseBranch(self._branch.number))
 
     def _finish(self, finish_reason: str, usage: Usage | None) -> None:
-        rewritten = self._rewritten
-        if usage is None and self._waiting and isinstance(ended := self._waiting[-1], End):
+        rewritten = self._branch.rewritten
+        if usage is None and (ended := self._line.end):
             # The branch has told its usage already; that of text still waiting is not delivered.
             usage = ended.usage
-            rewritten = rewritten or len(self._waiting) > 1
+            rewritten = rewritten or len(self._line) > 1
         total = self._meter.usage(usage, rewritten=rewritten)
-        if total is None and not self._told:
+        if total is None and not self._branch.told_end:
             # Closed before the upstream had counted: the client is told the best estimate.
-            asked = sum(len(turn.text) for turn in self._conversation)
+            asked = sum(len(turn.text) for turn in self._request.conversation)
             total = self._meter.guess(asked)
         self._stop()
         self._actions.append(Finish(finish_reason, total, self.cost))
@@ -480,5 +386,6 @@ class AlignmentLoop:
         self._close_branch()
 
     def _take_actions(self) -> list[Action]:
-        actions, self._actions = self._actions, []
+        actions = self._actions.copy()
+        self._actions.clear()
         return actions

@@ -162,6 +162,22 @@ class Meter:
         fitting = bisect_right(ends, remaining, key=lambda end: self._bound(text[:end]))
         return text[: ends[fitting - 1]].rstrip() if fitting else ""
 
+    def sure_to_fit(self, text: str, start: int, pieces: int) -> tuple[int, int]:
+        """How much of a text that still grows will fit however it goes on: whole words only.
+
+        `start` and `pieces` are what was answered for a shorter beginning of it (at first 0, 0), so
+        that each call reads only what is new. `cut` never gives less for the whole text.
+        """
+        if self.remaining is None:
+            return len(text), 0
+        end = start
+        for found in _WORD_END.finditer(text, start + 1):
+            end = found.start()
+        more = pieces + sum(1 for _ in _PIECE.finditer(text, start, end))
+        if max(more, self._tokens_of(end)) > self.remaining:
+            return start, pieces
+        return end, more
+
     def usage(self, final: Usage | None, *, rewritten: bool) -> Usage | None:
         """What was delivered, or None where the upstream never told the prompt's size.
 

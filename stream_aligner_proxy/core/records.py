@@ -105,6 +105,7 @@ class ChatRequest:
 
 
 Outcome = Literal["keep", "replace", "passed", "unreviewed"]
+RestartOn = Literal["any", "material"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,9 @@ class Committed:
     """One unit of committed text.
 
     `text` is what the client gets, whitespace included; joined over a reply it is the reply.
-    `outcome`: `keep` and `replace` are verdicts; `passed` was not for review (code, whitespace);
-    `unreviewed` slipped through because the operator chose to fail open.
+    `outcome`: `keep` and `replace` are verdicts; `passed` was not for review (code, whitespace,
+    what comes after `max_reviews`); `unreviewed` slipped through because the operator chose to fail
+    open.
     """
 
     index: int
@@ -128,12 +130,18 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a reply cost beside what was delivered (rule 11)."""
+    """What a reply cost beside what was delivered (rule 11).
+
+    `reviews_in_vain`, of the `reviews`, were dropped, or judged what a rewrite then threw away.
+    `skipped`: sentences delivered unreviewed because `max_reviews` were made.
+    """
 
     branches: int = 0
     reviews: int = 0
+    reviews_in_vain: int = 0
     corrections: int = 0
     unreviewed: int = 0
+    skipped: int = 0
     resent_prefix_tokens: int = 0
     discarded_tokens: int = 0
     aligner_prompt_tokens: int = 0
@@ -145,18 +153,28 @@ class Policy:
     """How one request is aligned. Sentences are units of the splitter.
 
     `lookahead`: sentences that may wait for a verdict while the upstream keeps writing.
-    `review_ahead`: reviews in flight at once for one reply. `max_continuations`: branches opened
-    after rewrites; past it the running branch is kept and only rewritten (the paper used sixteen
-    rounds). `early_review`: ask about a sentence as soon as it seems complete, before what
-    follows has made sure of it. `fail_open`: deliver a sentence whose review failed, marked as
-    unreviewed. `strength`: see `Review`.
+    `review_ahead`: reviews in flight at once for one reply. `adaptive`: these two are the most;
+    how far they are used follows the verdicts (see `window`). `restart_on`: continue the upstream
+    after any rewrite, or after a `material` one, whose edit distance is at least `material_edit` of
+    the longer text. `max_continuations`: branches opened after rewrites; past it the running
+    branch is kept and only rewritten (the paper used sixteen rounds). `max_reviews`: only so many
+    sentences, the first of the reply, are reviewed (the paper's number of corrected sentences);
+    None for all. `merge_below`: shorter sentences are reviewed together with the next.
+    `early_review`: ask about a sentence as soon as it seems complete, before what follows has made
+    sure of it. `fail_open`: deliver a sentence whose review failed, marked as unreviewed.
+    `strength`: see `Review`.
     """
 
     mode: Mode = Mode.STREAM
     strength: float = NEUTRAL
-    lookahead: int = 4
-    review_ahead: int = 2
+    lookahead: int = 32
+    review_ahead: int = 16
+    adaptive: bool = True
+    restart_on: RestartOn = "any"
+    material_edit: float = 0.1
     max_continuations: int = 16
+    max_reviews: int | None = None
+    merge_below: int = 0
     early_review: bool = True
     fail_open: bool = False
     review_code: bool = False
@@ -168,8 +186,10 @@ class Policy:
 class Delivery:
     """One thing for the client, in order: text, or a part that is not prose.
 
-    `unit` tells where the text comes from; in shadow mode it comes after its text, with an empty
-    `text`. Times are seconds; None where there was no review.
+    `unit` tells where the text comes from. The beginning of a sentence may come before its verdict,
+    without `unit`; the unit then comes with the rest, and its own `text` is all of it. In shadow
+    mode it comes after its text, with an empty `text`. Times are seconds; None where there was no
+    review.
     """
 
     text: str = ""

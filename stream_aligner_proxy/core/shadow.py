@@ -6,6 +6,7 @@ is whole. An aligner that falls behind never holds the reply up: past the lookah
 recorded as unreviewed instead.
 """
 
+from stream_aligner_proxy.core.cutting import splitter_of
 from stream_aligner_proxy.core.events import (
     Action,
     BranchBroke,
@@ -22,6 +23,7 @@ from stream_aligner_proxy.core.events import (
     PromptMetered,
     ReviewBroke,
     ReviewDone,
+    ReviewProgress,
     StartReview,
     TextArrived,
     TextEnded,
@@ -35,7 +37,7 @@ from stream_aligner_proxy.core.records import (
     Review,
     Usage,
 )
-from stream_aligner_proxy.core.sentences import Sentence, SentenceSplitter
+from stream_aligner_proxy.core.sentences import Sentence
 
 
 class ShadowLoop:
@@ -44,7 +46,7 @@ class ShadowLoop:
     def __init__(self, request: ChatRequest, policy: Policy) -> None:
         self._request = request
         self._policy = policy
-        self._splitter = SentenceSplitter(max_chars=policy.max_sentence_chars)
+        self._splitter = splitter_of(policy, "")
         self._delivered: list[str] = []
         self._recorded = ""  # text of the units that were cut off so far
         self._index = 0
@@ -52,7 +54,8 @@ class ShadowLoop:
         self._reviews: dict[int, tuple[int, str]] = {}  # in flight: index and text of the unit
         self._end: tuple[str, Usage | None] | None = None
         self._started = self._open = self._done = False
-        self._corrections = self._unreviewed = 0
+        self._corrections = self._unreviewed = self._skipped = self._recorded_reviews = 0
+        self._reviewable = 0  # sentences that were reviewed, or would have been
         self._aligner_prompt = self._aligner_completion = 0
 
     @property
@@ -72,8 +75,10 @@ class ShadowLoop:
         return Cost(
             branches=int(self._started),
             reviews=self._next_review,
+            reviews_in_vain=self._next_review - self._recorded_reviews,
             corrections=self._corrections,
             unreviewed=self._unreviewed,
+            skipped=self._skipped,
             aligner_prompt_tokens=self._aligner_prompt,
             aligner_completion_tokens=self._aligner_completion,
         )
@@ -119,7 +124,7 @@ class ShadowLoop:
             case ReviewBroke(review, error) if review in self._reviews:
                 actions = self._record(review, "unreviewed", None, error=error.message)
                 return [*actions, *self._finish_if_whole()]
-            case PromptMetered() | TextEnded() | _:
+            case PromptMetered() | TextEnded() | ReviewProgress() | _:
                 return []
 
     def _review(self, sentences: list[Sentence]) -> list[Action]:
@@ -131,6 +136,12 @@ class ShadowLoop:
             index = self._index
             self._index += 1
             if not core or (sentence.kind == "code" and not self._policy.review_code):
+                actions.append(_unit(index, sentence.text, "passed"))
+                continue
+            self._reviewable += 1
+            most = self._policy.max_reviews
+            if most is not None and self._reviewable > most:
+                self._skipped += 1
                 actions.append(_unit(index, sentence.text, "passed"))
             elif len(self._reviews) >= self._policy.lookahead:
                 self._unreviewed += 1
@@ -156,6 +167,7 @@ class ShadowLoop:
     ) -> list[Action]:
         index, text = self._reviews.pop(review)
         self._unreviewed += outcome == "unreviewed"
+        self._recorded_reviews += outcome != "unreviewed"
         return [_unit(index, text, outcome, replacement, review=review, end=end, error=error)]
 
     def _finish_if_whole(self) -> list[Action]:

@@ -59,6 +59,13 @@ class Metrics:
         self._discarded = counter(
             "discarded_tokens", "Upstream tokens thrown away after a correction."
         )
+        self._reviews = counter("reviews", "Reviews that the aligner was asked for.")
+        self._in_vain = counter(
+            "reviews_in_vain", "Of these, dropped or made of text that was thrown away."
+        )
+        self._skipped = counter(
+            "skipped_sentences", "Sentences delivered unreviewed because max_reviews were made."
+        )
         self._errors = counter("errors", "Errors told to clients.", ["code"])
         self._observer_failures = counter("observer_failures", "Calls in which an observer raised.")
 
@@ -88,6 +95,9 @@ class Metrics:
         self._replies.labels(mode, known).inc()
         self._reply_seconds.labels(mode).observe(seconds)
         self._discarded.inc(cost.discarded_tokens)
+        self._reviews.inc(cost.reviews)
+        self._in_vain.inc(cost.reviews_in_vain)
+        self._skipped.inc(cost.skipped)
 
     def error(self, error: ProxyError) -> None:
         """Count an error that a client was told."""

@@ -15,18 +15,25 @@ from stream_aligner_proxy.core.events import (
     Deliver,
     DropReview,
     Event,
+    Expect,
     Fail,
     Finish,
     OpenBranch,
     ReviewDone,
+    ReviewProgress,
     StartReview,
     TextArrived,
     TextEnded,
 )
 from stream_aligner_proxy.core.loop import AlignmentLoop
-from stream_aligner_proxy.core.records import ChatRequest, Policy, Review, Turn, Verdict
+from stream_aligner_proxy.core.records import ChatRequest, Mode, Policy, Review, Turn, Verdict
 
 REQUEST = ChatRequest("m", {}, (Turn("user", "q"),))
+
+
+def outcome_text(review: Review, verdict: Verdict) -> str:
+    """What a verdict makes of a sentence, as the loop sees it."""
+    return review.sentence if verdict.replacement is None else verdict.replacement.strip()
 
 
 @dataclass
@@ -38,6 +45,7 @@ class Simulation:
     judge: Callable[[Review], Verdict]
     can_continue: bool = True
     request: ChatRequest = REQUEST
+    tell_more: Callable[[int], int] | None = None  # how far verdicts are told before their end
     delivered: str = ""
     deliveries: list[Deliver] = field(default_factory=list)
     prefixes: list[str] = field(default_factory=list)
@@ -47,6 +55,9 @@ class Simulation:
     reviews: dict[int, Review] = field(default_factory=dict)
     asked: dict[int, Review] = field(default_factory=dict)
     verdicts: dict[int, Verdict] = field(default_factory=dict)
+    expected: list[Review] = field(default_factory=list)
+    told_of: dict[int, str] = field(default_factory=dict)  # reviews whose beginning was told
+    partial: str = ""  # delivered of a sentence before its verdict
     outcome: Finish | Fail | None = None
 
     def __post_init__(self) -> None:
@@ -68,6 +79,9 @@ class Simulation:
                 case CloseBranch(branch):
                     del self.running[branch]
                     self.closed.append(branch)
+                case Expect(request):
+                    assert request.sentence == request.sentence.strip()
+                    self.expected.append(request)
                 case StartReview(review, request):
                     assert request.sentence == request.sentence.strip() != ""
                     self.reviews[review] = self.asked[review] = request
@@ -84,10 +98,16 @@ class Simulation:
     def check_delivery(self, action: Deliver) -> None:
         """Nothing unreviewed is delivered, and each verdict was given for exactly this place."""
         unit = action.unit
-        if unit is None:
-            assert action.part is not None
+        if unit is None and action.part is None:
+            self.check_beginning(action.text)
             return
-        assert unit.text == action.text
+        if unit is None:
+            assert not self.partial, "a part inside a sentence"
+            return
+        before = self.delivered[: len(self.delivered) - len(self.partial)]
+        assert unit.text == self.partial + action.text
+        assert not self.partial or unit.outcome in ("keep", "replace")
+        self.partial = ""
         assert unit.index == sum(d.unit is not None for d in self.deliveries)
         if unit.outcome == "passed":
             if self.request.max_tokens is None:
@@ -98,10 +118,25 @@ class Simulation:
             assert unit.review is not None
             asked, verdict = self.asked[unit.review], self.verdicts[unit.review]
             assert asked.sentence == unit.original.strip()
-            assert asked.committed == self.delivered
-            assert (unit.outcome == "keep") == verdict.kept
+            assert asked.committed == before
+            assert (unit.outcome == "keep") == (outcome_text(asked, verdict) == asked.sentence)
             if verdict.kept and self.request.max_tokens is None:
                 assert unit.text in (unit.original, unit.original.lstrip())
+            if self.policy.max_reviews is not None and self.policy.mode is not Mode.WHOLE:
+                judged = [d.unit for d in self.deliveries if d.unit and d.unit.review is not None]
+                assert len(judged) < self.policy.max_reviews
+
+    def check_beginning(self, text: str) -> None:
+        """What comes before a verdict was told of the sentence that stands exactly here."""
+        before = self.delivered[: len(self.delivered) - len(self.partial)]
+        self.partial += text
+        assert text
+        assert not self.request.stop
+        assert any(
+            self.asked[review].committed == before and told.startswith(self.partial.lstrip())
+            for review, told in self.told_of.items()
+            if review in self.reviews
+        )
 
     # --- moves -----------------------------------------------------------------------------
 
@@ -116,16 +151,37 @@ class Simulation:
         else:
             self.send(BranchEnded(branch, "stop"))
 
+    def verdict_of(self, review: int) -> Verdict:
+        if review not in self.verdicts:
+            self.verdicts[review] = self.judge(self.asked[review])
+        return self.verdicts[review]
+
+    def tell(self, review: int) -> None:
+        """The aligner tells some more of what the sentence becomes."""
+        told = self.told_of.get(review, "")
+        text = outcome_text(self.asked[review], self.verdict_of(review))
+        end = len(told) + 1
+        while end < len(text) and text[end - 1].isspace():
+            end += 1
+        end += self.tell_more(len(text) - end)
+        self.told_of[review] = text[:end].strip()
+        self.send(ReviewProgress(review, self.told_of[review]))
+
     def answer(self, review: int) -> None:
-        verdict = self.judge(self.reviews.pop(review))
-        self.verdicts[review] = verdict
+        verdict = self.verdict_of(review)
+        del self.reviews[review]
         self.send(ReviewDone(review, verdict))
 
     def moves(self) -> list[Callable[[], None]]:
         moves: list[Callable[[], None]] = []
         if self.running and self.loop.wants_text:
             moves.append(self.feed)
-        moves.extend((lambda review=review: self.answer(review)) for review in sorted(self.reviews))
+        for review in sorted(self.reviews):
+            moves.append(lambda review=review: self.answer(review))
+            if self.tell_more is not None:
+                text = outcome_text(self.asked[review], self.verdict_of(review))
+                if len(self.told_of.get(review, "")) < len(text):
+                    moves.append(lambda review=review: self.tell(review))
         return moves
 
     def run(self, choose: Callable[[int], int] = lambda count: 0) -> "Simulation":

@@ -2,6 +2,8 @@
 
 import pytest
 
+from stream_aligner_proxy.core import branch
+from stream_aligner_proxy.core.cutting import WholeAnswer
 from stream_aligner_proxy.core.errors import ReviewError, UpstreamUnreachable
 from stream_aligner_proxy.core.events import (
     BranchBroke,
@@ -21,7 +23,6 @@ from stream_aligner_proxy.core.events import (
     TextArrived,
     TextEnded,
 )
-from stream_aligner_proxy.core.line import WholeAnswer
 from stream_aligner_proxy.core.loop import AlignmentLoop
 from stream_aligner_proxy.core.records import (
     ChatRequest,
@@ -43,7 +44,7 @@ def loop_of(
 ) -> AlignmentLoop:
     request = ChatRequest("m", {}, (Turn("user", "q"),), max_tokens, stop)
     loop = AlignmentLoop(request, policy or Policy(), can_continue=can_continue)
-    assert loop.start() == [OpenBranch(0, "", max_tokens)]
+    assert of(OpenBranch, loop.start()) == [OpenBranch(0, "", max_tokens)]
     return loop
 
 
@@ -247,7 +248,7 @@ def test_a_continuation_inside_a_fence_knows_that_it_is_code():
 
 
 def test_a_fence_that_a_rewrite_opened_lets_nothing_pass_unreviewed():
-    loop = loop_of()
+    loop = loop_of(Policy(review_ahead=2))
     loop.handle(TextArrived(0, "Say x. More. Text"))
     actions = loop.handle(ReviewDone(0, Verdict("```\nx")))
     assert of(OpenBranch, actions) == [OpenBranch(1, "```\nx", None)]
@@ -451,7 +452,7 @@ def test_the_last_sentence_need_not_wait_for_the_branchs_end():
 
 def test_trailing_whitespace_is_not_sent_with_the_prefix_nor_delivered_twice(monkeypatch):
     # The splitter gives whitespace to the sentence after it; another one need not.
-    monkeypatch.setattr(AlignmentLoop, "_new_splitter", lambda self: WholeAnswer())
+    monkeypatch.setattr(branch, "splitter_of", lambda policy, committed: WholeAnswer())
     loop = loop_of()
     loop.handle(TextArrived(0, "One.\n\n"))
     loop.handle(BranchEnded(0, "stop"))

@@ -18,7 +18,6 @@ from stream_aligner_proxy.core.events import (
     ReviewDone,
     TextArrived,
 )
-from stream_aligner_proxy.core.line import Unit
 from stream_aligner_proxy.core.records import ChatRequest, Mode, Policy, Review, Turn, Verdict
 from tests.core.simulation import Simulation
 
@@ -39,7 +38,9 @@ VERDICT = st.one_of(
     st.just(Verdict()),
     st.just(Verdict()),
     st.builds(
-        Verdict, st.sampled_from(["Fixed.", "Two. Sentences.", " padded ", ""]), st.just(False)
+        Verdict,
+        st.sampled_from(["Fixed.", "Two. Sentences.", " padded ", "one", "one two. And ", ""]),
+        st.just(False),
     ),
     st.builds(Verdict, st.sampled_from([None, "Enough."]), st.just(True)),
 )
@@ -48,7 +49,12 @@ POLICY = st.builds(
     mode=st.sampled_from([Mode.STREAM, Mode.STREAM, Mode.WHOLE]),
     lookahead=st.integers(1, 5),
     review_ahead=st.integers(1, 4),
+    adaptive=st.booleans(),
+    restart_on=st.sampled_from(["any", "any", "material"]),
+    material_edit=st.sampled_from([0.0, 0.3, 0.8, 1.0]),
     max_continuations=st.integers(0, 4),
+    max_reviews=st.sampled_from([None, None, 0, 1, 3]),
+    merge_below=st.sampled_from([0, 0, 5, 20]),
     review_code=st.booleans(),
     early_review=st.booleans(),
 )
@@ -60,6 +66,7 @@ def simulate(data: st.DataObject, policy: Policy, **kw) -> Simulation:
         write=lambda prefix: list(data.draw(CHUNKS)),
         judge=lambda review: data.draw(VERDICT),
         can_continue=data.draw(st.booleans()),
+        tell_more=data.draw(st.sampled_from([None, lambda left: 0, lambda left: left // 2])),
         **kw,
     )
 
@@ -139,8 +146,8 @@ def test_what_waits_for_a_verdict_is_bounded_by_the_lookahead(chunks, lookahead)
     simulation = Simulation(policy, lambda prefix: list("".join(chunks)), lambda review: Verdict())
     while simulation.running and simulation.loop.wants_text:
         simulation.feed()  # one character at a time, and never a verdict
-    waiting = [unit for unit in simulation.loop._waiting if isinstance(unit, Unit)]
-    assert len(waiting) <= lookahead + 1  # the last character may end two: a unit and whitespace
+    # The last character may end two: a unit and whitespace.
+    assert simulation.loop._line.length <= lookahead + 1
     assert len(simulation.reviews) <= 1
 
 
