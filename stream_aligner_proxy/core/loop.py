@@ -101,7 +101,7 @@ class AlignmentLoop:
     @property
     def wants_text(self) -> bool:
         """Whether the running branch should be read on; False is back-pressure (rule 6)."""
-        return self._line.length < self._window.reading and len(self._line) < MAX_ITEMS
+        return self._line.length < self._policy.lookahead and len(self._line) < MAX_ITEMS
 
     @property
     def cost(self) -> Cost:
@@ -296,7 +296,7 @@ class AlignmentLoop:
         elif cut or (self._meter.remaining == 0 and not self._whole):
             self._finish("length", None)
         elif new and self._may_continue and self._restarts_on(unit.core, new):
-            self._window.judged(kept=False, restarts=True)
+            self._window.judged(kept=False)
             self._continuations_left -= 1
             self._drop_line()
             self._close_branch()

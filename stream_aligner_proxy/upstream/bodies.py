@@ -19,8 +19,8 @@ _GRAMMARS = (
 )
 _LIMITS = ("max_tokens", "max_completion_tokens")
 # Not for a continuation: a least length would be asked for once more, and is refused above what is
-# left of the limit; an echo would bring the prefix back; an id (vLLM's, SGLang's) is taken until the
-# closed branch is gone.
+# left of the limit; an echo would bring the prefix back; an id (vLLM's, SGLang's) is taken until
+# the closed branch is gone.
 _FIRST_ONLY = ("min_tokens", "echo", "request_id", "rid")
 
 
