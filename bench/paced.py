@@ -52,6 +52,10 @@ class Text:
         return [token for sentence in self.sentences[prefix.count(".") :] for token in sentence]
 
     @property
+    def ends_corrected(self) -> bool:
+        return any(_WRONG in token for token in self.sentences[-1])
+
+    @property
     def final(self) -> str:
         """What the aligner makes of it."""
         return corrected("".join(token for sentence in self.sentences for token in sentence))

@@ -9,33 +9,40 @@ Four methods write the same replies:
 - `whole`: the same session in mode `whole`; in its favour, its one review takes as long as that of
   a sentence.
 
-The floor of a reply is the upstream alone, one review, and a review and a restart for each
-corrected sentence. A restart takes 50 ms (`--restart-ms`) and then a token's time to the first
+The floor of a reply is the upstream alone, a review and a restart for each corrected sentence, and
+a review of the last one where that is not corrected. A restart takes 50 ms (`--restart-ms`) and then a token's time to the first
 token. Here the loop may continue after every correction (`max_continuations` is out of the way).
 
-The grid runs in virtual time (`bench.virtual`), which is exact. `--real N` also runs some cells as
-processes that talk HTTP: an SSE upstream, the proxy, a client; medians of N replies each.
+The grid runs in virtual time (`bench.virtual`), which is exact: means over three texts. Some cells
+also run as processes that talk HTTP: an SSE upstream, the proxy, a client; medians of `--real`
+replies of one text, beside what virtual time says of the same (`virtual_total_s`).
 """
 
 import argparse
 import asyncio
+import json
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise, product
-from statistics import mean
+from statistics import mean, median
+from typing import Any
+
+import httpx
 
 from bench import virtual
 from bench.paced import MEAN_TOKENS, REQUEST, PacedAligner, PacedUpstream, Text, text_of
 from bench.report import Row, publish
+from bench.stack import free_port, process
 from stream_aligner_proxy.core.records import Cost, Delivery, Mode, Policy, Review
 from stream_aligner_proxy.core.sentences import SentenceSplitter
 from stream_aligner_proxy.session import Session
 
 RATES = (20, 50, 100, 200)
 REVIEWS_MS = (10, 50, 200, 500)
-SHARES = (0.0, 0.1, 0.5)
+SHARES = (0.0, 0.2, 0.5)
 LENGTHS = (5, 20, 100)
 SEEDS = (1, 2, 3)
 POLICY = Policy(max_continuations=1_000_000)
@@ -153,7 +160,8 @@ def timeline(method: str, cell: Cell, text: Text, policy: Policy | None = None) 
 
 def floor(cell: Cell, text: Text, alone: float) -> float:
     review, restart = cell.review_ms / 1000, cell.restart_ms / 1000
-    return alone + review + text.corrected * (review + restart)
+    last = 0 if text.ends_corrected else review
+    return alone + text.corrected * (review + restart) + last
 
 
 def measured(cell: Cell, seeds: Iterable[int]) -> list[Row]:
@@ -183,9 +191,73 @@ def measured(cell: Cell, seeds: Iterable[int]) -> list[Row]:
                 "total_over_floor": total / mean(floors),
                 "first_text_over_floor": first / mean(ideal_first),
                 "speedup_over_published_loop": loop_total / total,
+                "virtual_total_s": total,
             }
         )
     return rows
+
+
+def over_http(cells: Iterable[Cell], repeats: int) -> list[Row]:
+    """Rows for the upstream alone and the proxy in both modes; medians, the cells in turn."""
+    rows: list[Row] = []
+    port, own = free_port(), free_port()
+    upstream, proxy = f"http://127.0.0.1:{port}/v1", f"http://127.0.0.1:{own}"
+    arguments = ["bench.paced_servers", "upstream", "--port", str(port)]
+    with (
+        process(arguments, f"{upstream}/models"),
+        process(
+            ["bench.paced_servers", "proxy", "--port", str(own), "--upstream", upstream],
+            f"{proxy}/readyz",
+        ),
+        httpx.Client(timeout=300, trust_env=False) as client,
+    ):
+        for cell in cells:
+            text = text_of(cell.sentences, cell.corrected, seed=SEEDS[0])
+            seen: dict[str, list[Timeline]] = {"upstream_alone": [], "ours": [], "whole": []}
+            for _ in range(repeats):
+                for method, replies in seen.items():
+                    before = client.get(f"{upstream}/written").json()
+                    url = upstream if method == "upstream_alone" else f"{proxy}/v1"
+                    mode = {"ours": "stream", "whole": "whole"}.get(method)
+                    replies.append(one_over_http(client, url, cell, mode))
+                    assert mode is None or replies[-1].text == text.final
+                    # A closed run is counted when the upstream notices.
+                    time.sleep(0.05)
+                    written = client.get(f"{upstream}/written").json() - before
+                    replies[-1].wasted = written - text.tokens
+            alone = median(reply.total for reply in seen["upstream_alone"])
+            for method, replies in seen.items():
+                row = cell.row(method, "real")
+                total = median(reply.total for reply in replies)
+                first = median(reply.first_text for reply in replies)
+                row["total_s"], row["first_text_s"] = total, first
+                row["longest_stall_s"] = median(reply.longest_stall for reply in replies)
+                row["wasted_tokens"] = median(reply.wasted for reply in replies)
+                row["total_over_floor"] = total / floor(cell, text, alone)
+                row["virtual_total_s"] = timeline(method, cell, text).total
+                rows.append(row)
+    return rows
+
+
+def one_over_http(client: httpx.Client, url: str, cell: Cell, mode: str | None) -> Timeline:
+    question = json.dumps({**asdict(cell), "seed": SEEDS[0]})
+    body: dict[str, Any] = {
+        "model": "paced",
+        "messages": [{"role": "user", "content": question}],
+        "stream": True,
+    }
+    if mode is not None:
+        body["stream_aligner"] = {"mode": mode}
+    seen = Timeline()
+    begun = time.perf_counter()
+    with client.stream("POST", f"{url}/chat/completions", json=body) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                chunk = json.loads(line[6:])
+                content = chunk["choices"][0]["delta"].get("content") or ""
+                seen.take(content, time.perf_counter() - begun)
+    seen.total = time.perf_counter() - begun
+    return seen
 
 
 def summary(rows: list[Row]) -> str:
@@ -253,6 +325,9 @@ def main() -> None:
     rows: list[Row] = []
     for rate, review, share, length in product(RATES, REVIEWS_MS, SHARES, LENGTHS):
         rows += measured(Cell(rate, review, share, length, options.restart_ms), options.seeds)
+    if options.real:
+        cells = [Cell(*real, options.restart_ms) for real in REAL]
+        rows += over_http(cells, options.real)
     publish("stream", rows, "bench.stream")
     print(summary(rows), file=sys.stderr)
 

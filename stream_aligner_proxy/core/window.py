@@ -15,7 +15,7 @@ _LEAST = 2
 
 
 class Window:
-    """`reviews` in flight at most: `review_ahead`, or less where `adaptive` and much is rewritten."""
+    """`reviews`: how many may be in flight; `review_ahead`, or fewer where `adaptive`."""
 
     def __init__(self, policy: Policy) -> None:
         self._adaptive = policy.adaptive
