@@ -10,8 +10,9 @@ Four methods write the same replies:
   a sentence.
 
 The floor of a reply is the upstream alone, a review and a restart for each corrected sentence, and
-a review of the last one where that is not corrected. A restart takes 50 ms (`--restart-ms`) and then a token's time to the first
-token. Here the loop may continue after every correction (`max_continuations` is out of the way).
+a review of the last one where that is not corrected. A restart takes 50 ms (`--restart-ms`) and
+then a token's time to the first token. The loop may continue after every correction here
+(`max_continuations` is out of the way).
 
 The grid runs in virtual time (`bench.virtual`), which is exact: means over three texts. Some cells
 also run as processes that talk HTTP: an SSE upstream, the proxy, a client; medians of `--real`

@@ -23,7 +23,6 @@ from stream_aligner_proxy.core.events import (
     TextArrived,
     TextEnded,
 )
-from stream_aligner_proxy.core.loop import AlignmentLoop
 from stream_aligner_proxy.core.records import (
     ChatRequest,
     Mode,
@@ -34,32 +33,15 @@ from stream_aligner_proxy.core.records import (
     Verdict,
 )
 from stream_aligner_proxy.core.shadow import ShadowLoop
+from tests.core.scripts import KEEP, loop_of, of, settled, texts
 
 REQUEST = ChatRequest("m", {}, (Turn("user", "q"),))
-KEEP = Verdict()
-
-
-def loop_of(
-    policy: Policy | None = None, *, can_continue=True, max_tokens=None, stop=()
-) -> AlignmentLoop:
-    request = ChatRequest("m", {}, (Turn("user", "q"),), max_tokens, stop)
-    loop = AlignmentLoop(request, policy or Policy(), can_continue=can_continue)
-    assert of(OpenBranch, loop.start()) == [OpenBranch(0, "", max_tokens)]
-    return loop
 
 
 def shadow_of(policy: Policy) -> ShadowLoop:
     loop = ShadowLoop(REQUEST, policy)
     loop.start()
     return loop
-
-
-def texts(actions) -> list[str]:
-    return [action.text for action in actions if isinstance(action, Deliver)]
-
-
-def of(kind, actions):
-    return [action for action in actions if isinstance(action, kind)]
 
 
 def test_a_sentence_is_reviewed_as_soon_as_it_is_complete_and_delivered_when_kept():
@@ -286,17 +268,6 @@ def test_a_part_in_the_middle_of_a_line_opens_no_line():
     loop.handle(PartArrived(0, {"annotations": [1]}))
     actions = loop.handle(TextArrived(0, "```\nBad one. Bad two.\n"))
     assert "passed" not in [d.unit.outcome for d in of(Deliver, actions) if d.unit]
-
-
-def settled(loop, actions, judge):
-    """All actions, with every review answered at once."""
-    done, pending = list(actions), of(StartReview, actions)
-    while pending:
-        started = pending.pop(0)
-        new = loop.handle(ReviewDone(started.review, judge(started.request.sentence)))
-        done += new
-        pending += of(StartReview, new)
-    return done
 
 
 def test_a_deletion_that_lets_the_committed_text_begin_with_a_fence_lets_nothing_pass():
