@@ -94,6 +94,28 @@ class FunctionAligner:
             self.running -= 1
 
 
+class TellingAligner(FunctionAligner):
+    """Tells each word of its revision as it comes."""
+
+    async def review(self, review: Review, progress=None) -> Verdict:
+        self.asked.append(review)
+        self.running += 1
+        try:
+            verdict = self.judge(review)
+            text = review.sentence if verdict.kept else verdict.replacement
+            words = text.split(" ")
+            for count in range(1, len(words)):
+                await asyncio.sleep(0)
+                progress(" ".join(words[:count]))
+            await asyncio.sleep(0)
+            return verdict
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+
+
 class ListReply:
     """Collects deliveries; `gate`, when given, is the client's slowness."""
 

@@ -8,10 +8,11 @@ from stream_aligner_proxy.core.errors import RequestError, UpstreamUnreachable
 from stream_aligner_proxy.core.records import ChatRequest, Mode, Policy, Turn, Usage, Verdict
 from stream_aligner_proxy.observers.guard import Guarded
 from stream_aligner_proxy.session import Session
-from tests.fakes import FunctionAligner, ListReply, MemoryUpstream
+from tests.fakes import FunctionAligner, ListReply, MemoryUpstream, TellingAligner
 
 pytestmark = pytest.mark.anyio
 REQUEST = ChatRequest("m", {}, (Turn("user", "q"),))
+KEEP = Verdict()
 BOUND = 5  # seconds; what is waited for here happens at once or never
 
 
@@ -109,6 +110,89 @@ async def test_cancelling_before_the_first_token_closes_the_branch():
         await asyncio.wait_for(running, BOUND)
     assert (upstream.opened, upstream.closed) == (1, 1)
     assert not tasks()
+
+
+def rude(review):
+    """Every other sentence is rewritten."""
+    return Verdict(review.sentence.replace("bad", "good")) if "bad" in review.sentence else KEEP
+
+
+def numbered(prefix: str) -> list[str]:
+    """Six sentences, of which those left are written."""
+    kinds = ["is bad", "is fine", "is bad", "is fine", "is bad", "is bad"]
+    done = prefix.count(".")
+    return words(" ".join(f"Sentence {n} {k}." for n, k in enumerate(kinds, 1) if n > done))
+
+
+@pytest.mark.parametrize("mode", [Mode.STREAM, Mode.WHOLE, Mode.SHADOW])
+@pytest.mark.parametrize("kind", [FunctionAligner, TellingAligner])
+async def test_cancelling_at_any_step_closes_everything_before_run_returns(mode, kind):
+    steps = 0
+    finished = False
+    while not finished:
+        upstream, aligner, recorder = MemoryUpstream(numbered), kind(rude), Recorder()
+        policy = Policy(mode=mode)
+        one = session(upstream, aligner, policy, observers=[recorder])
+        running = asyncio.create_task(one.run(ListReply()))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait([running], timeout=BOUND)
+        finished = not running.cancelled()
+        assert running.done()
+        assert upstream.opened == upstream.closed
+        assert aligner.running == 0
+        assert not tasks()
+        names = [call[0] for call in recorder.calls]
+        assert names.count("branch_opened") == names.count("branch_closed")
+        assert steps == 0 or names[-1] == "closed"
+        steps += 1
+    assert steps > 20
+    assert running.result().cost.corrections == (1 if mode is Mode.WHOLE else 4)
+
+
+@pytest.mark.parametrize("mode", [Mode.STREAM, Mode.WHOLE])
+async def test_what_is_told_reaches_the_client_before_the_verdict_and_adds_up_to_the_reply(mode):
+    upstream = MemoryUpstream(numbered)
+    reply = ListReply()
+    await session(upstream, TellingAligner(rude), Policy(mode=mode)).run(reply)
+    assert "".join(reply.text.split()) == "".join(numbered("")).replace(" ", "").replace(
+        "bad", "good"
+    )
+    units = [delivery.unit for delivery in reply.deliveries if delivery.unit]
+    assert "".join(unit.text for unit in units) == reply.text
+    assert len(reply.deliveries) > 2 * len(units)
+    assert upstream.opened == upstream.closed == (1 if mode is Mode.WHOLE else 5)
+
+
+async def test_each_continuation_goes_out_under_an_id_of_its_own():
+    ids: list[str] = []
+
+    class Watching(MemoryUpstream):
+        def open(self, request, *, prefix="", max_tokens=None):
+            ids.append(request.request_id)
+            return super().open(request, prefix=prefix, max_tokens=max_tokens)
+
+    request = ChatRequest("m", {}, (Turn("user", "q"),), request_id="r")
+    policy = Policy()
+    one = Session(
+        request, upstream=Watching(numbered), aligner=FunctionAligner(rude), policy=policy
+    )
+    await one.run(ListReply())
+    assert ids == ["r", "r-1", "r-2", "r-3", "r-4"]
+
+
+async def test_the_aligner_is_hinted_at_reviews_to_come():
+    class Expecting(FunctionAligner):
+        expected: list = []  # noqa: RUF012
+
+        def expect(self, review):
+            self.expected.append(review)
+
+    aligner = Expecting()
+    await session(MemoryUpstream(lambda prefix: words("word " * 30)), aligner).run(ListReply())
+    assert aligner.expected[0].sentence == ""
+    assert len(aligner.expected) > 2
 
 
 async def test_a_correction_stops_a_branch_and_reviews_that_would_never_end_by_themselves():

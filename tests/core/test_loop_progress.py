@@ -246,7 +246,7 @@ def test_a_sentence_that_grows_is_hinted_at_every_48_characters_with_what_waits_
     loop.handle(TextArrived(0, "Short one."))
     hints = expected(typed(loop, " Word" + " word" * 29))
     assert [committed for committed, _ in hints] == ["Short one."] * 3
-    assert [len(sentence) for _, sentence in hints] == [47, 95, 143]
+    assert [len(sentence) for _, sentence in hints] == [47, 94, 143]
     assert all(sentence == sentence.strip() for _, sentence in hints)
 
 

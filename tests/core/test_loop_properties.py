@@ -5,6 +5,8 @@ grew, that every delivered sentence was judged for exactly the place it is in, a
 are opened from it and closed once. The tests here drive it through random worlds.
 """
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +18,7 @@ from stream_aligner_proxy.core.events import (
     PartArrived,
     ReviewBroke,
     ReviewDone,
+    ReviewProgress,
     TextArrived,
 )
 from stream_aligner_proxy.core.records import ChatRequest, Mode, Policy, Review, Turn, Verdict
@@ -126,13 +129,102 @@ def test_whenever_it_is_abandoned_or_fails_as_many_branches_are_closed_as_opened
     assert sorted(simulation.closed) == list(range(len(simulation.prefixes)))
 
 
+class Faulty(Simulation):
+    """Reviews may fail, and the aligner may take back what it told; a branch may break."""
+
+    def moves(self):
+        moves = super().moves()
+        for review in sorted(self.reviews):
+            moves.append(lambda review=review: self.fail_review(review))
+            moves.append(lambda review=review: self.take_back(review))
+        if self.running:
+            [branch] = self.running
+            moves.append(lambda: self.send(BranchBroke(branch, UpstreamUnreachable("x"))))
+        return moves
+
+    def fail_review(self, review: int) -> None:
+        del self.reviews[review]
+        self.send(ReviewBroke(review, ReviewError("x")))
+
+    def take_back(self, review: int) -> None:
+        self.told_of[review] = "~"
+        self.send(ReviewProgress(review, "~"))
+
+
+@given(st.data(), POLICY, st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_whatever_fails_the_reply_ends_with_all_closed_and_nothing_untold_delivered(
+    data, policy, fail_open
+):
+    simulation = Faulty(
+        replace(policy, fail_open=fail_open),
+        write=lambda prefix: list(data.draw(CHUNKS)),
+        judge=lambda review: data.draw(VERDICT),
+        can_continue=data.draw(st.booleans()),
+        tell_more=data.draw(st.sampled_from([None, lambda left: 0, lambda left: left // 2])),
+    )
+    simulation.run(lambda count: data.draw(st.integers(0, count - 1)))
+    assert not simulation.running
+    assert not simulation.reviews
+    assert sorted(simulation.closed) == list(range(len(simulation.prefixes)))
+    if isinstance(simulation.outcome, Finish):
+        assert not simulation.partial
+
+
+@given(st.data(), POLICY)
+@settings(max_examples=200, deadline=None)
+def test_hints_are_about_the_text_that_is_committed_if_what_waits_is_kept(data, policy):
+    written: list[str] = []
+
+    def write(prefix: str) -> list[str]:
+        written[:] = [prefix]
+        return list("".join(data.draw(CHUNKS)))
+
+    class Watched(Simulation):
+        def send(self, event) -> None:
+            if isinstance(event, TextArrived):
+                written.append(event.text)
+            before = len(self.expected)
+            super().send(event)
+            text = "".join(written)
+            for hint in self.expected[before:]:
+                assert self.policy.mode is Mode.WHOLE or hint.committed.startswith(self.delivered)
+                # With all kept, that is what the branch was given and wrote.
+                if all(verdict.kept for verdict in self.verdicts.values()):
+                    assert text.startswith(hint.committed)
+                    assert text[len(hint.committed) :].strip().startswith(hint.sentence)
+
+    simulation = Watched(policy, write, lambda review: data.draw(VERDICT))
+    simulation.run(lambda count: data.draw(st.integers(0, count - 1)))
+
+
+@given(st.data(), POLICY, st.integers(0, 4))
+@settings(max_examples=200, deadline=None)
+def test_exactly_the_first_sentences_are_reviewed(data, policy, most):
+    plain = st.lists(st.sampled_from(["One. ", "Two two! ", "Three\n", "Then 3.5 of it? "]))
+    simulation = Simulation(
+        replace(policy, max_reviews=most, mode=Mode.STREAM),
+        write=lambda prefix: data.draw(plain),
+        judge=lambda review: data.draw(VERDICT),
+    )
+    simulation.run(lambda count: data.draw(st.integers(0, count - 1)))
+    units = [d.unit for d in simulation.deliveries if d.unit and d.unit.original.strip()]
+    assert all((unit.outcome != "passed") == (n < most) for n, unit in enumerate(units))
+
+
 @given(CHUNKS, st.data(), st.integers(1, 4))
 @settings(max_examples=200, deadline=None)
 def test_an_aligner_that_keeps_everything_is_transparent(chunks, data, lookahead):
     simulation = Simulation(
-        Policy(lookahead=lookahead, mode=data.draw(st.sampled_from([Mode.STREAM, Mode.WHOLE]))),
+        Policy(
+            lookahead=lookahead,
+            mode=data.draw(st.sampled_from([Mode.STREAM, Mode.WHOLE])),
+            merge_below=data.draw(st.sampled_from([0, 15])),
+            max_reviews=data.draw(st.sampled_from([None, 2])),
+        ),
         write=lambda prefix: list(chunks),
         judge=lambda review: Verdict(),
+        tell_more=data.draw(st.sampled_from([None, lambda left: 0])),
     )
     simulation.run(lambda count: data.draw(st.integers(0, count - 1)))
     assert simulation.delivered == "".join(chunks)
@@ -179,6 +271,7 @@ def test_no_more_tokens_are_delivered_than_the_client_asked_for(data, limit):
         lambda review: data.draw(judge),
         can_continue=data.draw(st.booleans()),
         request=request,
+        tell_more=data.draw(st.sampled_from([None, lambda left: 0, lambda left: left // 2])),
     )
     simulation.run(lambda count: data.draw(st.integers(0, count - 1)))
     assert len(simulation.delivered.split()) <= limit
