@@ -50,6 +50,8 @@ vllm: $(STAMP_VLLM) ## the tests against real vLLM on the CPU, in .venv-vllm
 bench: $(STAMP) ## every benchmark: tables on the screen, JSON in bench/results
 	$(BIN)/python -m bench.splitter
 	$(BIN)/python -m bench.early_review
+	$(BIN)/python -m bench.stream
+	$(BIN)/python -m bench.policies
 	$(BIN)/python -m bench.transparency
 	$(BIN)/python -m bench.demo_accuracy
 	$(BIN)/python -m bench.induction

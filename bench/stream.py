@@ -73,8 +73,9 @@ class Cell:
 
 @dataclass
 class Timeline:
-    """What a client saw: when text came, in seconds from the request."""
+    """What a client saw: when text came, in seconds from the request, which was at `begun`."""
 
+    begun: float = 0.0
     times: list[float] = field(default_factory=list)
     text: str = ""
     total: float = 0.0
@@ -87,7 +88,7 @@ class Timeline:
             self.text += text
 
     async def deliver(self, delivery: Delivery) -> None:
-        self.take(delivery.text, asyncio.get_running_loop().time())
+        self.take(delivery.text, asyncio.get_running_loop().time() - self.begun)
 
     @property
     def first_text(self) -> float:
