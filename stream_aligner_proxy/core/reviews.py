@@ -57,18 +57,15 @@ class Reviews:
 
     def start_waiting(self) -> None:
         """Start the reviews of what stands in line, as far ahead as the window lets them."""
-        ahead: list[str] = []
-        committed = self._commits.settled
-        empty = not committed
+        kept: list[Unit] = []
         for unit in self._line.units():
             if len(self._in_flight) >= self._window.reviews:
                 return
             if not (unit.passed or unit.review is not None):
-                self._start(unit, committed + "".join(ahead))
+                self._start(unit, self._committed_with(kept))
             if not unit.may_be_kept:
                 return  # what follows it will be dropped or reviewed again
-            ahead.append(self._commits.after(unit.text, empty=empty))
-            empty = empty and not ahead[-1]
+            kept.append(unit)
 
     def look_at(self, branch: Branch) -> None:
         """Ask about the sentence being written if it seems complete, else hint at its review."""
@@ -81,8 +78,10 @@ class Reviews:
         )
         if not (asks or branch.worth_a_hint) or branch.rest_passes or not self.left:
             return
-        if (before := self._committed_if_kept()) is None:
+        waiting = list(self._line.units())
+        if not all(unit.may_be_kept for unit in waiting):
             return
+        before = self._committed_with(waiting)
         rest = branch.splitter.rest
         if asks:
             self.early = unit_of(Sentence(rest), branch.number, 0, passed=False)
@@ -95,17 +94,11 @@ class Reviews:
         if self.left:
             self._expect(self._commits.settled, "")
 
-    def _committed_if_kept(self) -> str | None:
-        """The committed text once all that waits is kept; None where it is known not to be."""
-        ahead: list[str] = []
-        committed = self._commits.settled
-        empty = not committed
-        for unit in self._line.units():
-            if not unit.may_be_kept:
-                return None
-            ahead.append(self._commits.after(unit.text, empty=empty))
-            empty = empty and not ahead[-1]
-        return committed + "".join(ahead)
+    def _committed_with(self, kept: list[Unit]) -> str:
+        """The committed text once these, the first in line, are kept."""
+        settled = self._commits.settled
+        ahead = "".join(unit.text for unit in kept)
+        return settled + self._commits.after(ahead, empty=not settled)
 
     def _of(self, committed: str, sentence: str) -> Review:
         return Review(self._conversation, committed, sentence, self._scope, self._strength)

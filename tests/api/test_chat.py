@@ -1,11 +1,13 @@
 """`POST /v1/chat/completions`: what a client gets, streamed and whole."""
 
+from typing import Any
+
 import pytest
 
-from stream_aligner_proxy.core.records import Verdict
+from stream_aligner_proxy.core.records import Review, Verdict
 from stream_aligner_proxy.demo.script import Chunking, Rule
 from tests.api.proxy import REPLY, extensions, parse_frames, proxy, replacing, text_of
-from tests.fakes import FunctionAligner
+from tests.fakes import FunctionAligner, TellingAligner
 
 pytestmark = pytest.mark.anyio
 
@@ -214,6 +216,34 @@ async def test_only_text_parts_reach_the_aligner() -> None:
         assert p.upstream.requests[0].body["messages"][0]["content"] == parts
     assert response.status_code == 200
     assert aligner.asked[0].conversation[0].text == "How\nmany?"
+
+
+async def test_a_continuation_reaches_the_upstream_under_an_id_of_its_own() -> None:
+    async with proxy(CONTINUED, WRONG, aligner=counting_right()) as p:
+        await p.post(headers={"x-request-id": "mine"}, request_id="theirs", rid="theirs")
+        asked = p.upstream.requests
+    assert [request.headers["x-request-id"] for request in asked] == ["mine", "mine-1"]
+    assert [request.body.get("request_id") for request in asked] == ["theirs", None]
+    assert [request.body.get("rid") for request in asked] == ["theirs", None]
+
+
+@pytest.mark.parametrize("mode", ["stream", "whole"])
+async def test_text_is_streamed_while_its_verdict_is_still_being_written(mode: str) -> None:
+    def judge(review: Review) -> Verdict:
+        return Verdict(review.sentence.replace("4", "3")) if "4" in review.sentence else Verdict()
+
+    async with proxy(CONTINUED, WRONG, aligner=TellingAligner(judge)) as p:
+        frames = await p.frames(stream_aligner={"mode": mode, "provenance": True})
+    assert text_of(frames) == "Anna has 3 apples. So 3 are left."
+    told = [found["sentence"] for frame in frames if "sentence" in (found := of(frame))]
+    assert "".join(sentence["text"] for sentence in told) == text_of(frames)
+    assert len(told) == (2 if mode == "stream" else 1)
+    pieces = [frame for frame in frames[:-1] if frame["choices"][0]["delta"].get("content")]
+    assert len(pieces) > len(told)
+
+
+def of(frame: Any) -> dict[str, Any]:
+    return {} if frame == "[DONE]" else frame.get("stream_aligner", {})
 
 
 async def test_the_request_id_comes_back_and_goes_on() -> None:

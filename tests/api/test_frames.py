@@ -2,8 +2,8 @@
 
 import orjson
 
-from stream_aligner_proxy.api.frames import Gatherer
-from stream_aligner_proxy.core.records import Cost, Delivery, Finished, Mode, Usage
+from stream_aligner_proxy.api.frames import Chunks, Gatherer
+from stream_aligner_proxy.core.records import Committed, Cost, Delivery, Finished, Mode, Usage
 
 
 def completion(*deliveries: Delivery, usage: Usage | None = None) -> dict:
@@ -25,3 +25,20 @@ def test_the_total_of_the_upstream_is_not_counted_again():
     usage = completion(usage=Usage(10, 20, details))["usage"]
     assert usage == {"prompt_tokens": 10, "completion_tokens": 20, **details}
     assert completion(usage=Usage(10, 20))["usage"]["total_tokens"] == 30
+
+
+def test_a_sentence_that_came_in_two_parts_has_one_record_in_its_last_chunk():
+    unit = Committed(0, "One bad.", "One good.", "replace", 0, review=0)
+    parts = [Delivery("One go"), Delivery("od.", unit=unit, review_seconds=0.1)]
+    chunks = Chunks(reply_id="r", created=1, model="m", include_usage=False, provenance=True)
+    events = [orjson.loads(chunks.delivery(part)[6:]) for part in parts]
+    assert "".join(event["choices"][0]["delta"]["content"] for event in events) == "One good."
+    assert "stream_aligner" not in events[0]
+    assert events[1]["stream_aligner"]["sentence"]["text"] == "One good."
+    gatherer = Gatherer(reply_id="r", created=1, model="m", provenance=True)
+    for part in parts:
+        gatherer.add(part)
+    finished = Finished("stop", None, Cost(), Mode.STREAM, "none")
+    body = orjson.loads(gatherer.completion(finished))
+    assert body["choices"][0]["message"]["content"] == "One good."
+    assert [s["text"] for s in body["stream_aligner"]["sentences"]] == ["One good."]

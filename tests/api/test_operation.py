@@ -86,6 +86,9 @@ async def test_metrics_count_replies_sentences_and_errors() -> None:
     assert 'stream_aligner_errors_total{code="model_not_found"} 1.0' in text
     assert "stream_aligner_first_text_seconds_count 1.0" in text
     assert "stream_aligner_review_seconds_count 3.0" in text
+    assert "stream_aligner_reviews_total 3.0" in text
+    assert "stream_aligner_reviews_in_vain_total 0.0" in text
+    assert "stream_aligner_skipped_sentences_total 0.0" in text
     assert "stream_aligner_open_branches 0.0" in text
 
 

@@ -1,6 +1,10 @@
 """The token accounting where the loop's tests do not reach: long texts and their limits."""
 
 import time
+from itertools import accumulate
+
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stream_aligner_proxy.core.meter import Meter
 from stream_aligner_proxy.core.records import Usage
@@ -106,3 +110,25 @@ def test_reported_usage_is_never_above_the_limit_where_it_is_an_estimate():
     usage = meter.usage(None, rewritten=True)
     assert usage is not None
     assert usage.completion_tokens == 10
+
+
+@given(
+    st.lists(
+        st.sampled_from(["word ", "a", " ", "7", ".\n", "漢字。", "longerword", "  x"]), max_size=20
+    ),
+    st.integers(1, 30),
+    st.lists(st.integers(1, 9), min_size=1),
+)
+def test_what_is_sure_to_fit_of_a_growing_text_is_never_cut_off_the_whole(pieces, limit, steps):
+    text = "".join(pieces)
+    meter = meter_of(limit, "abcd", 4)
+    end, counted = 0, 0
+    for seen in accumulate(steps, initial=1):
+        end, counted = meter.sure_to_fit(text[:seen], end, counted)
+        assert meter.cut(text).startswith(text[:end].rstrip())
+    meter = meter_of(10_000, "abcd", 4)
+    assert meter.sure_to_fit("one two thr", 0, 0)[0] == len("one two")
+
+
+def test_without_a_limit_everything_fits_at_once():
+    assert Meter(None).sure_to_fit("one tw", 0, 0)[0] == len("one tw")
