@@ -327,15 +327,15 @@ class AlignmentLoop:
         return differs_by(original, new, self._policy.material_edit)
 
     def _tell_beginning(self, unit: Unit) -> None:
-        """Deliver what is known of the head; where that makes the running branch void, close it."""
+        """Deliver what is told of the head; where that voids what waits and is still written, let
+        go of it at once."""
         if not unit.told:
             return
         self._commits.begin(unit)
         # Only once some of it is out is it sure that the sentence is not left as it was: until then
         # the review may still fail, and the policy be to deliver the original.
         if (
-            self._branch.open
-            and self._commits.sent
+            self._commits.sent
             and not unit.core.startswith(unit.told)
             and self._policy.restart_on == "any"
             and self._may_continue

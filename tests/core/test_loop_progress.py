@@ -126,6 +126,17 @@ def test_the_usage_of_a_branch_that_had_ended_is_not_lost_by_a_told_rewrite():
     assert finish.usage.prompt_tokens == 7
 
 
+def test_reviews_behind_a_told_rewrite_are_dropped_also_where_the_branch_had_ended():
+    loop = loop_of()
+    loop.handle(TextArrived(0, "One. Two. Three."))
+    loop.handle(BranchEnded(0, "stop"))
+    actions = loop.handle(ReviewProgress(0, "Only"))
+    assert {drop.review for drop in of(DropReview, actions)} == {1, 2}
+    assert of(StartReview, loop.handle(ReviewProgress(0, "Only so"))) == []
+    actions = loop.handle(ReviewDone(0, Verdict("Only so.")))
+    assert of(OpenBranch, actions) == [OpenBranch(1, "Only so.", None)]
+
+
 def test_a_branch_that_breaks_behind_a_told_rewrite_is_continued_all_the_same():
     loop = loop_of()
     loop.handle(TextArrived(0, "One. Two"))
