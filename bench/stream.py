@@ -1,13 +1,15 @@
 """How long a reply takes, over the speeds of upstream and aligner: the loop against its floor.
 
-Four methods write the same replies:
+Each method writes the same replies:
 
 - `upstream_alone`: the upstream, unreviewed;
 - `ours`: the proxy's session, loop and splitter in mode `stream`;
 - `published_loop`: as published (arXiv 2501.05336): write one sentence, stop, review it, restart
   from the committed text. In its favour it stops at the full stop itself and throws nothing away;
 - `whole`: the same session in mode `whole`; in its favour, its one review takes as long as that of
-  a sentence.
+  a sentence;
+- `ours_told`, `whole_told`: the same with an aligner that tells its revision word by word while it
+  writes it, evenly over the review.
 
 The floor of a reply is the upstream alone, a review and a restart for each corrected sentence, and
 a review of the last one where that is not corrected. A restart takes 50 ms (`--restart-ms`) and
@@ -46,6 +48,7 @@ REVIEWS_MS = (10, 50, 200, 500)
 SHARES = (0.0, 0.2, 0.5)
 LENGTHS = (5, 20, 100)
 SEEDS = (1, 2, 3)
+METHODS = ("upstream_alone", "ours", "ours_told", "published_loop", "whole", "whole_told")
 POLICY = Policy(max_continuations=1_000_000)
 REAL = ((50, 50, 0.0, 5), (100, 200, 0.2, 10), (200, 500, 0.1, 20), (200, 200, 0.5, 10))
 
@@ -144,16 +147,18 @@ async def published_loop(upstream: PacedUpstream, aligner: PacedAligner) -> Time
 def timeline(method: str, cell: Cell, text: Text, policy: Policy | None = None) -> Timeline:
     """One reply in virtual time."""
     upstream = PacedUpstream(text, cell.tokens_per_s, cell.restart_ms / 1000)
-    aligner = PacedAligner(cell.review_ms / 1000)
+    aligner = PacedAligner(cell.review_ms / 1000, tells=method.endswith("_told"))
     match method:
         case "upstream_alone":
             seen = virtual.run(upstream_alone(upstream))
         case "published_loop":
             seen = virtual.run(published_loop(upstream, aligner))
-        case "whole":
+        case "whole" | "whole_told":
             seen = virtual.run(through_session(upstream, aligner, Policy(mode=Mode.WHOLE)))
-        case _:
+        case "ours" | "ours_told":
             seen = virtual.run(through_session(upstream, aligner, policy or POLICY))
+        case _:
+            raise ValueError(method)
     if method != "upstream_alone":
         assert seen.text == text.final, "not the text it should be"
     seen.wasted = upstream.written - text.tokens
@@ -172,7 +177,7 @@ def measured(cell: Cell, seeds: Iterable[int]) -> list[Row]:
     floors, ideal_first = [], []
     for seed in seeds:
         text = text_of(cell.sentences, cell.corrected, seed)
-        for method in ("upstream_alone", "ours", "published_loop", "whole"):
+        for method in METHODS:
             replies[method].append(timeline(method, cell, text))
         alone = replies["upstream_alone"][-1]
         floors.append(floor(cell, text, alone.total))
