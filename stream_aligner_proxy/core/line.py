@@ -35,9 +35,17 @@ class Unit:
     error: ProxyError | None = None
 
     @property
+    def new(self) -> str | None:
+        """What the verdict makes of `core`: the same text, "" or another; None without one."""
+        if self.verdict is None:
+            return None
+        # The same text, whitespace apart, is no change, whatever the aligner calls it.
+        return self.core if self.verdict.kept else (self.verdict.replacement or "").strip()
+
+    @property
     def may_be_kept(self) -> bool:
         """As far as is known: what follows it can be reviewed on the assumption that it is."""
-        return (self.verdict is None or self.verdict.kept) and self.core.startswith(self.told)
+        return self.new in (None, self.core) and self.core.startswith(self.told)
 
     def forget_review(self) -> None:
         self.review = self.verdict = self.error = None
@@ -111,14 +119,15 @@ class Line:
         self.length = 0
         return tokens
 
-    def clear_behind_head(self) -> int:
-        """Remove the text and parts behind the head; the tokens that they held.
+    def clear_behind(self, unit: Unit) -> int:
+        """Remove the text and parts behind a unit in line; the tokens that they held.
 
         How the branch ended stays: its usage is still good to know.
         """
-        head, *rest = self._items
-        stays = [item for item in rest if isinstance(item, End | Broken)]
-        tokens = sum(item.tokens for item in rest if isinstance(item, Unit | Part))
-        self._items = deque([head, *stays])
-        self.length = int(isinstance(head, Unit))
+        items = list(self._items)
+        at = next(place for place, item in enumerate(items) if item is unit) + 1
+        stays: list[Item] = [item for item in items[at:] if isinstance(item, End | Broken)]
+        tokens = sum(item.tokens for item in items[at:] if isinstance(item, Unit | Part))
+        self._items = deque(items[:at] + stays)
+        self.length = sum(isinstance(item, Unit) for item in items[:at])
         return tokens

@@ -15,8 +15,8 @@ about before it is sure to be a whole one (`early_review`); its verdict counts i
     end                      deliver, then finish: the upstream is not asked for more
 
 What the aligner tells of a verdict while it still writes it is delivered at once for the head of
-the line; when that shows a rewrite after which the upstream will be restarted, the running branch
-is closed then, and the next opened at the verdict.
+the line. When that, or the verdict on a sentence further back, shows that the upstream will be
+restarted, the running branch is closed then, and the next opened when the rewrite is committed.
 
 The end of a branch, and its failure, stand in line behind its text, so what came before is
 delivered first, and a correction made in time makes them void. The invariants the tests pin:
@@ -238,7 +238,7 @@ class AlignmentLoop:
             match self._line.head:
                 case Unit() as unit:
                     if not self._settle(unit):
-                        self._tell_beginning(unit)
+                        self._commits.begin(unit)
                         break
                 case Part() as part:
                     self._line.take()
@@ -249,7 +249,10 @@ class AlignmentLoop:
                 case Broken(error):
                     self._line.take()
                     self._fail(error)
+        if not self._done and not len(self._line) and not self._branch.open:
+            self._resume()
         if not self._done:
+            self._let_go_of_the_void()
             self._reviews.start_waiting()
             self._reviews.look_at(self._branch)
 
@@ -265,23 +268,20 @@ class AlignmentLoop:
                 return True
             self._line.take()
             self._go_on(self._commits.leave(unit, "unreviewed", measured=self._branch.rewritten))
-        elif unit.verdict is None:
+        elif unit.verdict is None or unit.new is None:
             return False
+        elif not unit.new.startswith(unit.told):
+            self._fail(took_back())
         else:
-            replacement, end = unit.verdict.replacement, unit.verdict.end
-            # The same text, whitespace apart, is no change, whatever the aligner calls it.
-            new = unit.core if replacement is None else replacement.strip()
-            if not new.startswith(unit.told):
-                self._fail(took_back())
-                return True
             self._line.take()
             self._reviews.used += 1
-            if new == unit.core:
+            end = unit.verdict.end
+            if unit.new == unit.core:
                 self._window.judged(kept=True)
                 cut = self._commits.leave(unit, "keep", measured=self._branch.rewritten)
                 self._go_on(cut or ("stop" if end else None))
             else:
-                self._replace(unit, new, end)
+                self._replace(unit, unit.new, end)
         return True
 
     def _go_on(self, ended: str | None) -> None:
@@ -297,10 +297,9 @@ class AlignmentLoop:
             self._finish("length", None)
         elif new and self._may_continue and self._restarts_on(unit.core, new):
             self._window.judged(kept=False)
-            self._continuations_left -= 1
             self._drop_line()
             self._close_branch()
-            self._open_branch()
+            self._continue()
         else:
             # The branch stays. What was reviewed ahead had assumed the old text, and a small edit
             # may change all that follows from it ("12 are left", "13 are left"): it is asked again.
@@ -326,23 +325,33 @@ class AlignmentLoop:
             return True
         return differs_by(original, new, self._policy.material_edit)
 
-    def _tell_beginning(self, unit: Unit) -> None:
-        """Deliver what is told of the head; where that voids what waits and is still written, let
-        go of it at once."""
-        if not unit.told:
+    def _let_go_of_the_void(self) -> None:
+        """Stop what is written and reviewed behind a sentence that is known to be rewritten.
+
+        The upstream will be restarted from there, or from before it. If, against what was told, it
+        is not (a review fails and the policy is to go on, or an earlier sentence is deleted, so
+        that this one is judged again), `_resume` asks the upstream once more for what comes next.
+        """
+        unit = next((unit for unit in self._line.units() if not unit.may_be_kept), None)
+        if unit is None or self._policy.restart_on != "any" or not self._may_continue:
             return
-        self._commits.begin(unit)
-        # Only once some of it is out is it sure that the sentence is not left as it was: until then
-        # the review may still fail, and the policy be to deliver the original.
-        if (
-            self._commits.sent
-            and not unit.core.startswith(unit.told)
-            and self._policy.restart_on == "any"
-            and self._may_continue
-        ):
-            self._reviews.drop_all(but=unit)
-            self._discarded += self._line.clear_behind_head()
+        # Where the branch has ended there is nothing to resume: then only what is sure is dropped.
+        sure = self._commits.sent and unit is self._line.head
+        if unit.new != "" and (self._branch.open or sure):
+            self._discarded += self._line.clear_behind(unit)
+            self._reviews.drop_those_gone()
             self._close_branch()
+
+    def _resume(self) -> None:
+        """All that waits is committed, and the branch was closed before it had ended."""
+        if self._meter.remaining == 0:
+            self._finish("length", None)
+        else:
+            self._continue()
+
+    def _continue(self) -> None:
+        self._continuations_left -= 1
+        self._open_branch()
 
     def _drop_line(self) -> None:
         self._reviews.drop_all()

@@ -4,6 +4,8 @@ Rule: a review is made for one place. It assumes the committed text before its s
 wait before it kept; whoever commits something else there drops it.
 """
 
+from collections.abc import Mapping
+
 from stream_aligner_proxy.core.branch import Branch
 from stream_aligner_proxy.core.commits import Commits
 from stream_aligner_proxy.core.errors import ProxyError, ReviewError
@@ -159,12 +161,18 @@ class Reviews:
 
     # --- dropping --------------------------------------------------------------------------
 
-    def drop_all(self, *, but: Unit | None = None) -> None:
+    def drop_all(self) -> None:
+        self._drop({})
+
+    def drop_those_gone(self) -> None:
+        """Drop the reviews of what no longer stands in line."""
+        self._drop({unit.review: unit for unit in self._line.units()})
+
+    def _drop(self, stay: Mapping[int | None, Unit]) -> None:
         self.drop_early()
-        for review, unit in list(self._in_flight.items()):
-            if unit is not but:
-                del self._in_flight[review]
-                self._actions.append(DropReview(review))
+        for review in [review for review in self._in_flight if review not in stay]:
+            del self._in_flight[review]
+            self._actions.append(DropReview(review))
 
 
 def took_back() -> ReviewError:

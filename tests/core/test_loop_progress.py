@@ -184,15 +184,62 @@ def test_progress_that_takes_back_what_was_told_is_a_failed_review():
     assert of(Fail, actions)
 
 
-def test_with_stop_strings_nothing_is_delivered_before_the_verdict_and_no_branch_closed():
+def test_with_stop_strings_nothing_is_delivered_before_the_verdict():
     loop = loop_of(stop=("x",))
     loop.handle(TextArrived(0, "One two. T"))
-    assert loop.handle(ReviewProgress(0, "Only")) == []
-    loop = loop_of(Policy(fail_open=True), stop=("x",))
-    loop.handle(TextArrived(0, "One two. T"))
-    loop.handle(ReviewProgress(0, "Only"))
-    actions = loop.handle(ReviewBroke(0, ReviewError("no")))
-    assert [d.unit.outcome for d in of(Deliver, actions)] == ["unreviewed"]
+    assert of(Deliver, loop.handle(ReviewProgress(0, "Only"))) == []
+    assert texts(loop.handle(ReviewDone(0, Verdict("Only two.")))) == ["Only two."]
+
+
+def test_what_is_told_of_a_later_sentence_also_closes_a_branch_that_no_verdict_can_save():
+    loop = loop_of()
+    for text in ("One.", " Two.", " Three.", " Fo"):
+        loop.handle(TextArrived(0, text))
+    actions = loop.handle(ReviewProgress(1, "Not"))
+    assert of(CloseBranch, actions) == [CloseBranch(0)]
+    assert of(DropReview, actions) == [DropReview(2)]
+    assert of(OpenBranch, loop.handle(ReviewDone(0, KEEP))) == []
+    actions = loop.handle(ReviewDone(1, Verdict("Not two.")))
+    assert of(OpenBranch, actions) == [OpenBranch(1, "One. Not two.", None)]
+    assert loop.cost.discarded_tokens == 2
+
+
+def test_so_does_the_verdict_on_a_later_sentence():
+    loop = loop_of()
+    loop.handle(TextArrived(0, "One. Two. Three. Fo"))
+    assert of(CloseBranch, loop.handle(ReviewDone(1, Verdict("Two.")))) == []  # the same text
+    actions = loop.handle(ReviewDone(2, Verdict("3.")))
+    assert of(CloseBranch, actions) == [CloseBranch(0)]
+    actions = loop.handle(ReviewDone(0, KEEP))
+    assert texts(actions) == ["One.", " Two.", " 3."]
+    assert of(OpenBranch, actions) == [OpenBranch(1, "One. Two. 3.", None)]
+
+
+def test_where_a_deletion_saves_what_was_to_be_rewritten_the_upstream_is_asked_once_more():
+    loop = loop_of()
+    loop.handle(TextArrived(0, "One. Two. Three. Fo"))
+    loop.handle(ReviewProgress(1, "Not"))
+    [again] = of(StartReview, loop.handle(ReviewDone(0, Verdict(""))))
+    assert again.request.sentence == "Two."
+    actions = loop.handle(ReviewDone(again.review, KEEP))
+    assert texts(actions) == ["Two."]
+    assert of(OpenBranch, actions) == [OpenBranch(1, "Two.", None)]
+    assert loop.cost.branches == 2
+
+
+def test_where_the_review_of_it_fails_open_the_upstream_is_asked_once_more():
+    loop = loop_of(Policy(fail_open=True))
+    loop.handle(TextArrived(0, "One. Two. T"))
+    loop.handle(ReviewProgress(1, "Not"))
+    loop.handle(ReviewDone(0, KEEP))  # the head now is out in part
+    assert of(Fail, loop.handle(ReviewBroke(1, ReviewError("no"))))
+    loop = loop_of(Policy(fail_open=True))
+    loop.handle(TextArrived(0, "One. Two. T"))
+    loop.handle(ReviewProgress(1, "Not"))
+    loop.handle(ReviewBroke(1, ReviewError("no")))
+    actions = loop.handle(ReviewDone(0, KEEP))
+    assert [d.unit.outcome for d in of(Deliver, actions)] == ["keep", "unreviewed"]
+    assert of(OpenBranch, actions) == [OpenBranch(1, "One. Two.", None)]
 
 
 def test_within_a_limit_only_whole_words_that_are_sure_to_fit_are_delivered_early():
