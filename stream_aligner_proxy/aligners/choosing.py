@@ -42,7 +42,8 @@ GREEDY = Sampling()
 
 
 class Chooser:
-    """Chooses for a batch. `keep`: the id of the keep token, where there is one. `meaningless`:
+    """Chooses for a batch. `keep`: the id of the keep token, where there is one; an answer begins
+    with it or does not hold it, for nobody could tell what it means after text. `meaningless`:
     ids that a dialled answer does not begin with: far from what a model would say by itself, its
     second best token may well be a delimiter."""
 
@@ -65,12 +66,23 @@ class Chooser:
         tokens a row; what is beyond a row's own proposal means nothing. A score that is no number
         tells of a broken row.
         """
+        if self._keep is not None:
+            logits = self._keep_comes_first(logits, rows, self._keep)
         if any(row.bias for row in rows):
             logits = self._biased(logits, rows, proposals)
         if self._sampling.temperature > 0:
             logits = self._noisy(logits, rows, proposals)
         best, tokens = logits.max(dim=-1)
         return best.float().tolist(), tokens.tolist()
+
+    @staticmethod
+    def _keep_comes_first(logits: Tensor, rows: Sequence[Row], keep: int) -> Tensor:
+        begun = [number for number, row in enumerate(rows) if row.output]
+        if begun or logits.shape[1] > 1:
+            logits = logits.clone()
+            logits[:, 1:, keep] = -torch.inf
+            logits[begun, 0, keep] = -torch.inf
+        return logits
 
     def _biased(
         self, logits: Tensor, rows: Sequence[Row], proposals: Sequence[Sequence[int]]
