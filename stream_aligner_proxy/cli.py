@@ -169,9 +169,9 @@ def _log_to_stderr(level: str) -> None:
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    # Its lines at this level hold full addresses of upstreams.
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
-    logging.getLogger("httpcore2").setLevel(logging.WARNING)
+    # Their lines below this level hold full addresses of upstreams and aligners.
+    for client in ("aiohttp", "httpx2", "httpcore2"):
+        logging.getLogger(client).setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ _LIST_SECONDS = 5.0
 
 
 class Relayed(Protocol):
-    """An upstream's answer, passed on as it is: `body` where it is JSON, otherwise `frames`."""
+    """An upstream's answer, passed on as it is: `body` where it is JSON, otherwise `frames`, each
+    item one or more whole ones."""
 
     @property
     def headers(self) -> Mapping[str, str]: ...

@@ -1,4 +1,4 @@
-"""Mode `off`: the upstream's answer passes through as it came, event by event."""
+"""Mode `off`: the upstream's answer passes through as it came, a read at a time."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -64,11 +64,11 @@ class RelayResponse(WatchedResponse):
                 await out.start(headers)
                 await out.end(relayed.body)
                 return
-            async for frame in relayed.frames:
+            async for frames in relayed.frames:
                 if not out.started:
                     self._first_text(self._clock() - begun)
                     await out.start({**headers, **EVENT_STREAM_HEADERS})
-                await out.write(frame)
+                await out.write(frames)
             if not out.started:
                 await out.start({**headers, **EVENT_STREAM_HEADERS})
             await out.end()

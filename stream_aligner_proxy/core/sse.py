@@ -10,6 +10,9 @@ Own code because line iterators for text also break at U+2028, U+0085 and the li
 ordinary characters here and may stand inside JSON strings.
 
 Rule: the events do not depend on how the bytes were cut into chunks.
+
+One read may hold one event or hundreds. What nearly all servers write, one `data: ` line and a
+blank line, is cut out in one go; anything else goes line by line, to the same effect.
 """
 
 from dataclasses import dataclass
@@ -28,20 +31,17 @@ class SseEvent:
     event: str = ""
 
 
-class _Lines:
-    """Cuts bytes into lines at LF, CRLF or CR, without their ends.
+class _LineEnds:
+    """Makes every LF, CRLF and CR an LF.
 
     A CR ends its line at once, so an event is never held back until the byte after it arrives; an
     LF that follows in the next chunk is skipped.
     """
 
     def __init__(self) -> None:
-        self._partial: list[bytes] = []
-        self._partial_size = 0
         self._skip_lf = False
-        self._start = True
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes) -> bytes:
         if self._skip_lf and data:
             self._skip_lf = False
             if data[0] == 0x0A:
@@ -49,29 +49,40 @@ class _Lines:
         if b"\r" in data:
             self._skip_lf = data.endswith(b"\r")
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return data
+
+
+class _Lines:
+    """Cuts bytes whose lines end with LF into lines, without their ends."""
+
+    def __init__(self) -> None:
+        self._partial: list[bytes] = []
+        self._start = True
+        self.pending = 0  # bytes of the line that has not ended
+
+    def feed(self, data: bytes) -> list[bytes]:
         lines = data.split(b"\n")
         rest = lines.pop()
         if lines and self._partial:
             self._partial.append(lines[0])
             lines[0] = b"".join(self._partial)
-            self._partial, self._partial_size = [], 0
+            self._partial, self.pending = [], 0
         if rest:
             self._partial.append(rest)
-            self._partial_size += len(rest)
+            self.pending += len(rest)
         if lines and self._start:
             self._start = False
             lines[0] = lines[0].removeprefix(_BOM)
         return lines
 
-    @property
-    def pending(self) -> int:
-        """Bytes of the line that has not ended."""
-        return self._partial_size
+    def skip(self) -> None:
+        """Whole lines were taken past this."""
+        self._start = False
 
     def flush(self) -> bytes:
         """The line that has not ended; the input is over."""
         rest = b"".join(self._partial)
-        self._partial, self._partial_size = [], 0
+        self._partial, self.pending = [], 0
         return rest.removeprefix(_BOM) if self._start else rest
 
 
@@ -88,6 +99,7 @@ class SseDecoder:
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._limit = max_event_bytes
+        self._ends = _LineEnds()
         self._lines = _Lines()
         self._data: list[bytes] = []
         self._size = 0
@@ -97,16 +109,28 @@ class SseDecoder:
     def feed(self, data: bytes) -> list[SseEvent]:
         """The events that `data` completes."""
         self._check()
+        data = self._ends.feed(data)
         events: list[SseEvent] = []
-        for line in self._lines.feed(data):
-            if line:
-                if self._size + len(line) > self._limit:
-                    return self._fail(events)
-                self._field(line)
-            elif (event := self._dispatch()) is not None:
-                events.append(event)
-        if self._lines.pending and self._size + self._lines.pending > self._limit:
-            return self._fail(events)
+        at = 0
+        if self._lines.pending or self._data or self._event or self._size:
+            # The event that was cut comes to its end at the first blank line.
+            at = data.find(b"\n\n") + 2
+            if at == 1:
+                at = len(data)
+            self._by_lines(data[:at], events)
+        if at < len(data):
+            *blocks, rest = data[at:].split(b"\n\n")
+            for block in blocks:
+                if self._error is not None:
+                    break
+                if block.startswith(b"data: ") and b"\n" not in block and len(block) <= self._limit:
+                    self._lines.skip()
+                    events.append(SseEvent(block[6:]))
+                else:
+                    self._by_lines(block + b"\n\n", events)
+            self._by_lines(rest, events)
+        if self._error is not None and not events:
+            raise self._error
         return events
 
     def flush(self) -> list[SseEvent]:
@@ -121,11 +145,19 @@ class SseDecoder:
         if self._error is not None:
             raise self._error
 
-    def _fail(self, events: list[SseEvent]) -> list[SseEvent]:
-        self._error = _too_long(self._limit)
-        if not events:
-            raise self._error
-        return events
+    def _by_lines(self, data: bytes, events: list[SseEvent]) -> None:
+        if self._error is not None:
+            return
+        for line in self._lines.feed(data):
+            if line:
+                if self._size + len(line) > self._limit:
+                    self._error = _too_long(self._limit)
+                    return
+                self._field(line)
+            elif (event := self._dispatch()) is not None:
+                events.append(event)
+        if self._lines.pending and self._size + self._lines.pending > self._limit:
+            self._error = _too_long(self._limit)
 
     def _field(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
@@ -151,47 +183,47 @@ class SseDecoder:
 
 
 class SseFrames:
-    """Bytes in, complete frames out, for relaying: comments and all fields are kept.
+    """Bytes in, complete frames out, for relaying: nothing is taken apart.
 
-    A frame is the lines up to a blank line, each ended by LF, and that blank line. Same limit and
-    error as `SseDecoder`.
+    A frame is the lines up to a blank line, each ended by LF, and that blank line. All frames that
+    came at once leave at once. Raises `UpstreamGarbled` where more than `max_event_bytes` wait for
+    the end of their frame, in the call after the one that returned the frames before them.
     """
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._limit = max_event_bytes
-        self._lines = _Lines()
-        self._frame: list[bytes] = []
+        self._ends = _LineEnds()
+        self._held: list[bytes] = []
         self._size = 0
+        self._start = True
         self._error: UpstreamGarbled | None = None
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The frames that `data` completes."""
+    def feed(self, data: bytes) -> bytes:
+        """The frames that `data` completes, joined; empty where there are none."""
         if self._error is not None:
             raise self._error
-        frames: list[bytes] = []
-        for line in self._lines.feed(data):
-            if line:
-                if self._size + len(line) > self._limit:
-                    return self._fail(frames)
-                self._frame.append(line)
-                self._size += len(line) + 1
-            elif self._frame:
-                self._frame.append(b"\n")
-                frames.append(b"\n".join(self._frame))
-                self._frame, self._size = [], 0
-        if self._lines.pending and self._size + self._lines.pending > self._limit:
-            return self._fail(frames)
-        return frames
+        data = self._ends.feed(data)
+        cut = data.rfind(b"\n\n") + 2
+        if cut == 1:  # not there, unless the border of two pieces stands between the two
+            across = data[:1] == b"\n" and self._held and self._held[-1].endswith(b"\n")
+            cut = 1 if across else 0
+        whole = b""
+        if cut:
+            whole = b"".join([*self._held, data[:cut]]) if self._held else data[:cut]
+            self._held, self._size = [], 0
+            if self._start:
+                self._start = False
+                whole = whole.removeprefix(_BOM)
+        if rest := data[cut:]:
+            self._held.append(rest)
+            self._size += len(rest)
+            if self._size > self._limit:
+                self._error = _too_long(self._limit)
+                if not whole:
+                    raise self._error
+        return whole
 
     def flush(self) -> bytes:
         """What is left when the input is over: a frame without its blank line, or nothing."""
-        if line := self._lines.flush():
-            self._frame.append(line)
-        rest, self._frame = b"\n".join(self._frame), []
-        return rest
-
-    def _fail(self, frames: list[bytes]) -> list[bytes]:
-        self._error = _too_long(self._limit)
-        if not frames:
-            raise self._error
-        return frames
+        rest, self._held = b"".join(self._held), []
+        return rest.removeprefix(_BOM) if self._start else rest

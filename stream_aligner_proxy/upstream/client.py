@@ -5,13 +5,16 @@ makes the server stop. Rule: no error, repr or log line holds a key or the serve
 """
 
 import re
+from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx2
+import aiohttp
 import orjson
+from yarl import URL
 
 from stream_aligner_proxy.core.errors import (
     ConfigError,
@@ -24,7 +27,7 @@ from stream_aligner_proxy.core.records import ChatRequest, Chunk
 from stream_aligner_proxy.upstream.bodies import branch_body, can_continue
 from stream_aligner_proxy.upstream.chunks import ChunkReader, parse_object
 from stream_aligner_proxy.upstream.dialects import Dialect, find_dialect
-from stream_aligner_proxy.upstream.exchange import Exchange, Timeouts
+from stream_aligner_proxy.upstream.exchange import Connections, Exchange, Timeouts
 from stream_aligner_proxy.upstream.rejections import Refusals
 from stream_aligner_proxy.upstream.streams import (
     MAX_BODY_BYTES,
@@ -34,8 +37,6 @@ from stream_aligner_proxy.upstream.streams import (
 )
 
 _MAX_ERROR_BYTES = 64 * 1024
-# A server that drops idle connections after 5 s (uvicorn's default) must not win the race.
-_KEEPALIVE_SECONDS = 4.0
 _FORWARDED = frozenset(("traceparent", "tracestate", "x-request-id"))
 # Belong to the client's account: they go with its key, never with the proxy's.
 _FORWARDED_WITH_KEY = frozenset(("authorization", "openai-organization", "openai-project"))
@@ -47,7 +48,8 @@ _HOST = re.compile(r"[\w-]+(?:\.[\w-]+)*\.?|[0-9A-Fa-f]*:[0-9A-Fa-f:.]+(?:%[\w.-
 
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """A relayed answer: `body` where the upstream answered JSON, otherwise `frames`."""
+    """A relayed answer: `body` where the upstream answered JSON, otherwise `frames`, each item one
+    or more whole ones."""
 
     status: int
     headers: Mapping[str, str]
@@ -75,23 +77,12 @@ class HttpUpstream:
     ) -> None:
         self._name = name
         self._dialect = find_dialect(dialect, f"upstreams.{name}.dialect")
-        self._base = _checked_address(base_url, f"upstreams.{name}.base_url")
+        self._base, self._basic = _checked_address(base_url, f"upstreams.{name}.base_url")
         if api_key is not None and not _sendable(api_key):
             raise ConfigError(f"upstreams.{name}.api_key: not a key that a header can carry")
         self._api_key = api_key
         self._timeouts = timeouts or Timeouts()
-        self._chat_url = httpx2.URL(f"{self._base}/chat/completions")
-        self._client = httpx2.AsyncClient(
-            timeout=self._timeouts.for_httpx(),
-            limits=httpx2.Limits(
-                max_connections=max_connections,
-                max_keepalive_connections=max_connections,
-                keepalive_expiry=_KEEPALIVE_SECONDS,
-            ),
-            trust_env=False,
-            # Events must arrive one by one: compression would hold them back.
-            headers={"accept-encoding": "identity", "user-agent": "stream-aligner-proxy"},
-        )
+        self._connections = Connections(max_connections)
 
     def __repr__(self) -> str:
         return f"HttpUpstream({self._name!r}, dialect={self._dialect.name!r})"
@@ -153,7 +144,7 @@ class HttpUpstream:
                 parsed = parse_object(whole)
                 if parsed.get("error"):
                     raise refusals.from_frame(parsed)
-            yield Relayed(response.status_code, told, whole, frames)
+            yield Relayed(response.status, told, whole, frames)
             if frames.over:
                 await exchange.drain()
 
@@ -164,7 +155,7 @@ class HttpUpstream:
             await self._answer(exchange, refusals)
             body = await exchange.read_all(MAX_BODY_BYTES)
         finally:
-            await exchange.close()
+            exchange.close()
         data = parse_object(body).get("data")
         if not isinstance(data, list) or not all(isinstance(model, dict) for model in data):
             raise UpstreamGarbled(f"upstream {self._name!r} sent a malformed list of models")
@@ -188,7 +179,7 @@ class HttpUpstream:
             if status not in tolerated:
                 raise
         finally:
-            await exchange.close()
+            exchange.close()
 
     @asynccontextmanager
     async def _named(self, exchange: Exchange) -> AsyncIterator[Exchange]:
@@ -199,34 +190,47 @@ class HttpUpstream:
             error.upstream = self._name
             raise
         finally:
-            await exchange.close()
+            exchange.close()
 
     async def aclose(self) -> None:
         """Close the connection pool."""
-        await self._client.aclose()
+        await self._connections.close()
+
+    def _url(self, path: str) -> URL:
+        return (self._base / path).with_query(self._base.query)
 
     def _post(self, content: bytes, headers: dict[str, str]) -> Exchange:
-        request = self._client.build_request(
-            "POST", self._chat_url, content=content, headers=headers
+        return Exchange(
+            self._connections,
+            "POST",
+            self._url("chat/completions"),
+            headers=headers,
+            timeouts=self._timeouts,
+            upstream=self._name,
+            content=content,
         )
-        return Exchange(self._client, request, self._timeouts, self._name)
 
     def _get_models(
         self, headers: Mapping[str, str], timeouts: Timeouts
     ) -> tuple[Exchange, Refusals]:
         sent, refusals = self._headers(headers, "", stream=False)
-        request = self._client.build_request(
-            "GET", f"{self._base}/models", headers=sent, timeout=timeouts.for_httpx()
+        exchange = Exchange(
+            self._connections,
+            "GET",
+            self._url("models"),
+            headers=sent,
+            timeouts=timeouts,
+            upstream=self._name,
         )
-        return Exchange(self._client, request, timeouts, self._name), refusals
+        return exchange, refusals
 
-    async def _answer(self, exchange: Exchange, refusals: Refusals) -> httpx2.Response:
+    async def _answer(self, exchange: Exchange, refusals: Refusals) -> aiohttp.ClientResponse:
         """The answer, if it is a 200. Raises `UpstreamError`."""
         response = await exchange.send()
-        if response.status_code == 200:
+        if response.status == 200:
             return response
         body = await exchange.read_start(_MAX_ERROR_BYTES)
-        raise refusals.from_status(response.status_code, response.headers, body)
+        raise refusals.from_status(response.status, response.headers, body)
 
     def _headers(
         self, theirs: Mapping[str, str], request_id: str, *, stream: bool
@@ -242,6 +246,8 @@ class HttpUpstream:
             sent["x-request-id"] = request_id
         if self._api_key:
             sent["authorization"] = f"Bearer {self._api_key}"
+        if self._basic:
+            sent["authorization"] = self._basic
         secret = sent.get("authorization", "").removeprefix("Bearer ")
         secrets = (secret,) if len(secret) >= _MIN_SECRET_CHARS else ()
         sent["accept"] = "text/event-stream" if stream else "application/json"
@@ -249,21 +255,35 @@ class HttpUpstream:
         return sent, Refusals(self._name, self._api_key is not None, secrets)
 
 
-def _checked_address(base_url: str, key: str) -> str:
+def _checked_address(base_url: str, key: str) -> tuple[URL, str]:
+    """The address without credentials, and what these become in a header."""
     try:
-        url = httpx2.URL(base_url)
-    except (httpx2.InvalidURL, TypeError) as error:
+        parts = urlsplit(base_url)
+        host = parts.hostname or ""
+    except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{key}: not an address") from error
-    if url.scheme not in ("http", "https") or not url.host:
+    if parts.scheme not in ("http", "https") or not host:
         raise ConfigError(f"{key}: must begin with http:// or https:// and name a host")
-    if not _HOST.fullmatch(url.host):
+    if not _HOST.fullmatch(host):
         raise ConfigError(f"{key}: the host is not a name or an address")
-    if url.port is not None and not 0 < url.port < 65536:
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port is not None and not 0 < port < 65536:
         raise ConfigError(f"{key}: the port must be from 1 to 65535")
     base = base_url.rstrip("/")
     if base.endswith(("/chat/completions", "/completions", "/models")):
         raise ConfigError(f"{key}: ends too late; give the API's base, such as http://HOST/v1")
-    return base
+    try:
+        url = URL(base)
+    except ValueError as error:
+        raise ConfigError(f"{key}: not an address") from error
+    basic = ""
+    if url.user or url.password:
+        named = f"{url.user or ''}:{url.password or ''}"
+        basic = "Basic " + b64encode(named.encode()).decode()
+    return url.with_user(None), basic
 
 
 def _sendable(value: str) -> bool:
@@ -278,6 +298,6 @@ def _encode(body: Mapping[str, Any]) -> bytes:
         raise RequestError("the request holds what JSON cannot carry") from error
 
 
-def _is_json(response: httpx2.Response) -> bool:
+def _is_json(response: aiohttp.ClientResponse) -> bool:
     kind: str = response.headers.get("content-type", "")
     return kind.partition(";")[0].strip().lower() == "application/json"

@@ -1,14 +1,15 @@
 """One HTTP exchange with an upstream: send, read with deadlines, close. The only user of sockets.
 
-Rule: every failure of the transport leaves here as an `UpstreamError`, and closing is complete when
-`close` returns, also where the task is being cancelled.
+Rules: every failure of the transport leaves here as an `UpstreamError`; what arrived before it is
+handed out first; `close` needs no waiting, so a cancelled task can always do it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import httpx2
+import aiohttp
+from yarl import URL
 
 from stream_aligner_proxy.core.errors import (
     UpstreamError,
@@ -18,6 +19,8 @@ from stream_aligner_proxy.core.errors import (
 )
 
 _DRAIN_SECONDS = 0.05
+# A server that drops idle connections after 5 s (uvicorn's default) must not win the race.
+_KEEPALIVE_SECONDS = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,66 +33,174 @@ class Timeouts:
     total: float = 1800.0
     ping: float = 3.0
 
-    def for_httpx(self) -> httpx2.Timeout:
-        """Reading is timed here, not by httpx2: its limit cannot change between first and next."""
-        return httpx2.Timeout(
-            connect=self.connect, read=None, write=self.between_chunks, pool=self.connect
-        )
+
+class Connections:
+    """The connections to one server, kept open between exchanges. Used from one event loop.
+
+    aiohttp's pool with a limit of our own, which tells a full pool from a slow connection.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.places = asyncio.Semaphore(limit)
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """Made at first use: it belongs to the event loop that runs then."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_SECONDS),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                # Events must arrive one by one: compression would hold them back.
+                headers={"accept-encoding": "identity", "user-agent": "stream-aligner-proxy"},
+            )
+        return self._session
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+
+class _Late(Exception):
+    """Set on a body whose next bytes did not come in time."""
+
+
+def _ignore(lost: "asyncio.Future[None]") -> None:
+    if not lost.cancelled():
+        lost.exception()
 
 
 class Exchange:
     """One request and its answer, read by one task."""
 
     def __init__(
-        self, client: httpx2.AsyncClient, request: httpx2.Request, timeouts: Timeouts, upstream: str
+        self,
+        connections: Connections,
+        method: str,
+        url: URL,
+        *,
+        headers: Mapping[str, str],
+        timeouts: Timeouts,
+        upstream: str,
+        content: bytes | None = None,
     ) -> None:
-        self._client = client
-        self._request = request
+        self._connections = connections
+        self._method = method
+        self._url = url
+        self._headers = headers
         self._timeouts = timeouts
+        self._content = content
         self._who = f"upstream {upstream!r}"
-        self._response: httpx2.Response | None = None
-        self._bytes: AsyncIterator[bytes] | None = None
+        self._response: aiohttp.ClientResponse | None = None
+        self._has_place = False
         self._end = self._first = 0.0
         self._answered = False
+        # One timer for all reads, moved only when it fires: most reads are over long before it.
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._deadline = 0.0
+        self._reading = False
+        self._lost: asyncio.Future[None] | None = None
 
     @property
     def status(self) -> int | None:
         """The answer's status, None before there is one."""
-        return None if self._response is None else self._response.status_code
+        return None if self._response is None else self._response.status
 
-    async def send(self) -> httpx2.Response:
+    async def send(self) -> aiohttp.ClientResponse:
         """Send the request; the answer's headers, whatever its status."""
-        now = asyncio.get_running_loop().time()
+        self._loop = asyncio.get_running_loop()
+        now = self._loop.time()
         self._end = now + self._timeouts.total
         self._first = min(now + self._timeouts.first_byte, self._end)
+        await self._take_place()
         try:
             async with asyncio.timeout_at(self._first):
-                self._response = await self._client.send(self._request, stream=True)
+                self._response = await self._connections.session.request(
+                    self._method,
+                    self._url,
+                    data=self._content,
+                    headers=self._headers,
+                    allow_redirects=False,
+                    # Reading is timed here: its limit changes between the first and the next.
+                    timeout=aiohttp.ClientTimeout(connect=self._timeouts.connect),
+                )
+        except aiohttp.ClientError as error:
+            raise self._failure(error) from error
         except TimeoutError as error:
             raise UpstreamTimeout(f"{self._who} did not answer in time") from error
-        except httpx2.HTTPError as error:
-            raise self._failure(error) from error
-        encoded = self._response.headers.get("content-encoding", "identity") != "identity"
-        self._bytes = self._response.aiter_bytes() if encoded else self._response.aiter_raw()
+        self._hear_of_loss(self._response)
         return self._response
+
+    def _hear_of_loss(self, response: aiohttp.ClientResponse) -> None:
+        """aiohttp does not tell a body's reader of every way in which a connection can end: bytes
+        that are no HTTP close it in silence. So the connection itself is listened to."""
+        connection = response.connection  # None where all of the answer has come
+        if connection is None or connection.protocol is None:
+            return
+        self._lost = connection.protocol.closed
+        if self._lost is not None:
+            self._lost.add_done_callback(self._on_loss)
+
+    def _on_loss(self, lost: "asyncio.Future[None]") -> None:
+        _ignore(lost)  # it is told by the reader, or below
+        assert self._response is not None
+        content = self._response.content
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("the connection has ended"))
+
+    async def _take_place(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeouts.connect):
+                await self._connections.places.acquire()
+        except TimeoutError as error:
+            raise UpstreamError(
+                f"all connections to {self._who} are in use", status=503, code="overloaded"
+            ) from error
+        self._has_place = True
 
     async def read(self, at_most: float | None = None) -> bytes | None:
         """The next bytes of the body, None at its end; waits `at_most` seconds if that is less."""
-        assert self._bytes is not None, "read before send"
+        assert self._response is not None, "read before send"
+        content = self._response.content
         deadline = self._first
         if self._answered or at_most is not None:
-            now = asyncio.get_running_loop().time()
             wait = self._timeouts.between_chunks if at_most is None else at_most
-            deadline = min(now + wait, self._end)
+            deadline = min(self._loop.time() + wait, self._end)
+        self._watch(deadline)
+        self._reading = True
         try:
-            async with asyncio.timeout_at(deadline):
-                data = await anext(self._bytes, None)
-        except TimeoutError as error:
+            data = await content.readany()
+        except _Late as error:
             raise UpstreamTimeout(f"{self._who} stopped sending") from error
-        except httpx2.HTTPError as error:
+        except (aiohttp.ClientError, OSError) as error:
+            # The reader forgets what it still holds once the connection has failed; a public way
+            # to get at it does not exist.
+            if rest := content._read_nowait(-1):
+                return rest
             raise self._failure(error) from error
+        finally:
+            self._reading = False
         self._answered = True
-        return data
+        return data or None
+
+    def _watch(self, deadline: float) -> None:
+        self._deadline = deadline
+        if self._timer is not None:
+            if self._timer_at <= deadline:
+                return
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = self._loop.call_at(deadline, self._late)
+
+    def _late(self) -> None:
+        self._timer = None
+        if not self._reading or self._response is None:
+            return  # the next read sets it again
+        if self._loop.time() < self._deadline:
+            self._watch(self._deadline)
+        else:
+            self._response.content.set_exception(_Late())
 
     async def read_all(self, limit: int) -> bytes:
         """The whole body. Raises `UpstreamGarbled` above `limit` bytes."""
@@ -117,30 +228,38 @@ class Exchange:
         except UpstreamError:
             return  # then the connection is closed instead
 
-    async def close(self) -> None:
-        """Give the connection back if the answer was read to its end, else cut it."""
-        if self._response is None:
-            return  # httpx2 closes what it was opening when `send` is cancelled
-        # httpcore2 shields this from cancellation.
-        await self._response.aclose()
+    def close(self) -> None:
+        """Cut the connection, unless the answer was read to its end: then it has gone back."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._lost is not None:
+            self._lost.remove_done_callback(self._on_loss)
+            # The connection may live on in the pool, and how it ends there is nobody's business.
+            self._lost.remove_done_callback(_ignore)
+            self._lost.add_done_callback(_ignore)
+        # Without a response aiohttp closed what it was opening when `send` was left.
+        if self._response is not None:
+            self._response.close()
+        if self._has_place:
+            self._has_place = False
+            self._connections.places.release()
 
-    def _failure(self, error: httpx2.HTTPError) -> UpstreamError:
+    def _failure(self, error: Exception) -> UpstreamError:
         match error:
-            case httpx2.PoolTimeout():
-                return UpstreamError(
-                    f"all connections to {self._who} are in use", status=503, code="overloaded"
-                )
-            case httpx2.TimeoutException():
+            case aiohttp.ServerTimeoutError():
                 return UpstreamTimeout(f"{self._who} could not be reached in time")
-            case httpx2.ConnectError():
+            case aiohttp.ClientConnectorError():
                 return UpstreamUnreachable(f"{self._who} cannot be reached")
-            case httpx2.RemoteProtocolError() | httpx2.DecodingError() if (
+            case aiohttp.ClientPayloadError() | aiohttp.ClientResponseError() if (
                 self._response is not None
             ):
                 return UpstreamGarbled(f"{self._who} broke off in the middle of its answer")
-            case httpx2.NetworkError() if self._response is not None:
+            case aiohttp.ClientResponseError():
+                return UpstreamGarbled(f"{self._who} did not answer in HTTP")
+            case aiohttp.ClientConnectionError() | OSError() if self._response is not None:
                 return UpstreamUnreachable(f"the connection to {self._who} was lost")
-            case httpx2.NetworkError() | httpx2.RemoteProtocolError():
+            case aiohttp.ClientConnectionError() | OSError():
                 return UpstreamUnreachable(f"{self._who} closed the connection without answering")
             case _:
                 return UpstreamError(f"the request to {self._who} failed ({type(error).__name__})")

@@ -21,6 +21,7 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 _AFTER_FINISH_SECONDS = 5.0
 _DONE = b"[DONE]"
 _DONE_FRAME = b"data: [DONE]\n\n"
+_DONE_LINES = (b"data: [DONE]", b"data:[DONE]")
 # Inside a JSON string the quotes are escaped, so no reply's text can look like this.
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 
@@ -89,7 +90,7 @@ class WholeReply(ChunkStream):
 
 
 class FrameStream:
-    """The frames of one relayed stream, each ending with a blank line.
+    """The frames of one relayed stream: each item is one or more whole ones, as they came.
 
     Ends with `data: [DONE]`, which is added where the upstream omits it after a finish reason of
     each of the `choices`.
@@ -128,22 +129,40 @@ class FrameStream:
                 for event in SseDecoder().feed(rest + b"\n\n"):
                     if event.data != _DONE:
                         parse_object(event.data)
-                    self._take([rest + b"\n\n"])
+                    self._take(rest + b"\n\n")
         except UpstreamError as error:
             self._end(error)
         else:
             if data is None:
                 self._end(None)
 
-    def _take(self, frames: Iterable[bytes]) -> None:
-        for frame in frames:
-            if self.over:
-                return
-            if b'"error"' in frame:
-                self._check(frame)
-            self._unfinished -= len(_FINISHED.findall(frame))
-            self._ready.append(frame)
-            self.over = frame in (_DONE_FRAME, b"data:[DONE]\n\n")
+    def _take(self, frames: bytes) -> None:
+        if not frames or self.over:
+            return
+        # What may be an error or the end is looked at; all else is not even taken apart.
+        if b'"error"' in frames or b"[DONE]" in frames:
+            self._take_each(frames)
+        else:
+            self._pass(frames)
+
+    def _take_each(self, frames: bytes) -> None:
+        passed: list[bytes] = []
+        try:
+            for body in frames.split(b"\n\n")[:-1]:
+                frame = body + b"\n\n"
+                if b'"error"' in frame:
+                    self._check(frame)
+                passed.append(frame)
+                if body.strip(b"\n") in _DONE_LINES:
+                    self.over = True
+                    break
+        finally:
+            if passed:
+                self._pass(b"".join(passed))
+
+    def _pass(self, frames: bytes) -> None:
+        self._unfinished -= len(_FINISHED.findall(frames))
+        self._ready.append(frames)
 
     def _check(self, frame: bytes) -> None:
         """An error frame is raised, so that it gets the same treatment as in a branch."""

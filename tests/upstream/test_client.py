@@ -262,7 +262,6 @@ async def test_a_scope_cancelled_between_two_reads_closes_the_connection_too() -
                 scope.cancel()
                 await anyio.sleep_forever()  # as a reader that back-pressure holds
         await app.until(lambda a: a.running == 0, seconds=1)
-        assert upstream._client._transport._pool.connections == []  # type: ignore[attr-defined]
 
 
 async def test_leaving_in_the_middle_closes_the_connection_at_once() -> None:
@@ -275,13 +274,25 @@ async def test_leaving_in_the_middle_closes_the_connection_at_once() -> None:
         assert app.requests[0].left_at is not None
 
 
-async def test_a_finished_branch_leaves_its_connection_for_the_next() -> None:
-    async with scripted() as (upstream, app):
-        for _ in range(5):
-            await collect(upstream, chat())
-        pool = upstream._client._transport._pool  # type: ignore[attr-defined]
-        assert len(pool.connections) == 1
-        assert app.closed == 5
+async def test_a_connection_is_used_again_after_a_whole_branch_and_never_after_a_cut_one() -> None:
+    app = ScriptedUpstream(Script((Rule("Cut.", when="cut", fault=Fault(stall=1)), Rule(REPLY))))
+    ports: list[int] = []
+
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            ports.append(scope["client"][1])
+        await app(scope, receive, send)
+
+    async with serve(noting) as address:
+        upstream = HttpUpstream("main", f"{address}/v1", "vllm", timeouts=SHORT)
+        for question in ("one", "two", "cut", "three", "four"):
+            async with upstream.open(chat(question)) as chunks:
+                async for _ in chunks:
+                    if question == "cut":
+                        break
+        await upstream.aclose()
+    one, two, cut, three, four = ports
+    assert one == two == cut != three == four
 
 
 async def test_a_busy_pool_is_an_overload() -> None:

@@ -1,9 +1,12 @@
 """Pass-through: complete frames or one JSON body, with the same errors as a branch."""
 
 import asyncio
+from itertools import pairwise
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stream_aligner_proxy.core.errors import (
     UpstreamError,
@@ -26,8 +29,9 @@ async def relay(upstream: HttpUpstream, into: list[bytes], body: object = None) 
     async with upstream.relay(sent, {}, stream=True) as relayed:
         assert relayed.body is None
         assert relayed.headers["content-type"].startswith("text/event-stream")
-        async for frame in relayed.frames:
-            into.append(frame)
+        async for frames in relayed.frames:
+            assert frames.endswith(b"\n\n")
+            into.extend(frame + b"\n\n" for frame in frames.split(b"\n\n")[:-1])
 
 
 async def test_a_relayed_stream_is_what_the_upstream_sent() -> None:
@@ -92,6 +96,70 @@ class Bytes:
     async def read(self, at_most: float | None = None) -> bytes | None:
         self.waits.append(at_most)
         return self.pieces.pop(0) if self.pieces else None
+
+
+TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}]}\n\n'
+STOP = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+# Text that looks like what is looked for, a comment, an event of several lines, one with a name.
+FRAMES = st.sampled_from(
+    [
+        TOKEN % b"Anna",
+        TOKEN % "caf\u00e9 \u2028 ".encode(),
+        TOKEN % b'\\"error\\": [DONE]',
+        TOKEN % b"data: [DONE]",
+        b": ping\n\n",
+        b'event: note\ndata: {"a":\ndata: 1}\n\n',
+    ]
+)
+
+
+@given(st.lists(FRAMES, max_size=12), st.lists(st.integers(0, 2000), max_size=12))
+def test_the_bytes_are_the_upstreams_own_however_they_were_cut(
+    frames: list[bytes], cuts: list[int]
+) -> None:
+    sent = b"".join(frames) + STOP + DONE
+    edges = [0, *sorted(min(cut, len(sent)) for cut in cuts), len(sent)]
+    exchange = Bytes(*(sent[a:b] for a, b in pairwise(edges)), b"data: too late\n\n")
+    got = asyncio.run(all_of(FrameStream(exchange, Refusals("main"))))
+    assert b"".join(got) == sent
+    assert all(some.endswith(b"\n\n") for some in got)
+
+
+@given(st.lists(st.integers(0, 400), max_size=8))
+def test_an_error_comes_after_whole_frames_only_however_the_bytes_were_cut(cuts: list[int]) -> None:
+    error = b'data: {"error":{"message":"broken"}}\n\n'
+    sent = TOKEN % b"Anna" + TOKEN % b" has" + error + TOKEN % b"never"
+    edges = [0, *sorted(min(cut, len(sent)) for cut in cuts), len(sent)]
+    stream = FrameStream(Bytes(*(sent[a:b] for a, b in pairwise(edges))), Refusals("main"))
+    got: list[bytes] = []
+    with pytest.raises(UpstreamRejected, match="broken"):
+        asyncio.run(all_of(stream, got))
+    assert b"".join(got) == TOKEN % b"Anna" + TOKEN % b" has"
+
+
+@given(st.integers(1, 100))
+def test_half_a_frame_at_the_end_is_dropped_and_told_as_an_error(length: int) -> None:
+    half = (TOKEN % b" has")[:length].rstrip(b"\n")
+    half = half[: len(TOKEN) - 10]
+    stream = FrameStream(Bytes(TOKEN % b"Anna" + half), Refusals("main"))
+    got: list[bytes] = []
+    with pytest.raises(UpstreamGarbled):
+        asyncio.run(all_of(stream, got))
+    assert b"".join(got) == TOKEN % b"Anna"
+
+
+async def test_what_came_at_once_leaves_at_once() -> None:
+    exchange = Bytes((TOKEN % b"Anna") * 100, STOP + DONE)
+    got = await all_of(FrameStream(exchange, Refusals("main")))
+    assert got == [(TOKEN % b"Anna") * 100, STOP + DONE]
+
+
+async def all_of(stream: FrameStream, into: list[bytes] | None = None) -> list[bytes]:
+    got = [] if into is None else into
+    async for frames in stream:
+        got.append(frames)
+    return got
 
 
 async def test_of_several_choices_each_must_finish() -> None:
