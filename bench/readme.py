@@ -3,7 +3,7 @@
 import json
 import re
 
-from bench.report import RESULTS, table
+from bench.report import RESULTS, Row, table
 
 README = RESULTS.parent.parent / "README.md"
 COLUMNS = {
@@ -32,13 +32,38 @@ COLUMNS = {
 }
 
 
+# Where each measure of a gateway is taken from: the scenario that was made for it.
+GATEWAY = {
+    "cpu_s_per_1000_chunks": ("c50", "cpu_s_per_1000"),
+    "chunks_per_s_on_one_core": ("max", "chunks_per_s"),
+    "first_text_later_by_ms": ("c1", "added_first_text_ms"),
+    "rss_mb": ("c50", "rss_mb"),
+    "failures": ("c50", "failures"),
+}
+
+
+def gateways(rows: list[Row]) -> list[Row]:
+    """One row for each gateway that ran."""
+    found = {(row["target"], row["scenario"]): row for row in rows if row["scenario"]}
+    names = [name for name in dict.fromkeys(name for name, _ in found) if name != "direct"]
+    return [
+        {"gateway": name}
+        | {what: found[name, scenario][key] for what, (scenario, key) in GATEWAY.items()}
+        for name in names
+    ]
+
+
 def main() -> None:
     text = README.read_text()
-    for name, columns in COLUMNS.items():
+    for name in (*COLUMNS, "gateway"):
         path = RESULTS / f"{name}.json"
         if not path.exists():
             continue
-        rows = [{c: row[c] for c in columns} for row in json.loads(path.read_text())["rows"]]
+        rows = json.loads(path.read_text())["rows"]
+        if name == "gateway":
+            rows = gateways(rows)
+        else:
+            rows = [{c: row[c] for c in COLUMNS[name]} for row in rows]
         mark = f"<!-- {name} -->"
         block = f"{mark}\n\n{table(rows)}\n\n"
         text = re.sub(rf"{mark}\n(?:\n\|[^\n]*)?(?:\n\|[^\n]*)*\n*", lambda _, b=block: b, text)

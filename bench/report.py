@@ -4,12 +4,20 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("stream-aligner-proxy", "torch", "transformers", "httpx2", "fastapi", "uvicorn")
+_PACKAGES = (
+    "stream-aligner-proxy",
+    "torch",
+    "transformers",
+    "aiohttp",
+    "fastapi",
+    "uvicorn",
+    "uvloop",
+)
 
 Row = dict[str, str | int | float | bool | None]
 
@@ -56,15 +64,23 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
-def publish(name: str, rows: Sequence[Row], module: str) -> Path:
-    """Print the table and write `bench/results/NAME.json`."""
+def _without_folder(argument: str) -> str:
+    """Results are published: no place of the machine they were made on."""
+    return argument.rpartition("/")[2] if argument.startswith("/") else argument
+
+
+def publish(
+    name: str, rows: Sequence[Row], module: str, others: Mapping[str, str] | None = None
+) -> Path:
+    """Print the table and write `bench/results/NAME.json`; `others` are versions of what was
+    measured beside us."""
     print(table(rows))
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     report = {
-        "command": " ".join(["python", "-m", module, *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", module, *map(_without_folder, sys.argv[1:])]),
         "machine": machine(),
-        "versions": versions(),
+        "versions": versions() | dict(others or {}),
         "rows": list(rows),
     }
     partial = path.with_suffix(".tmp")

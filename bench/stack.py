@@ -59,21 +59,26 @@ def process(arguments: Sequence[str], ready: str, seconds: float = 120) -> Itera
 
 
 @contextmanager
-def stack(proxies: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, str]]:
+def stack(
+    proxies: Mapping[str, Mapping[str, Any]], upstream_url: str | None = None
+) -> Iterator[dict[str, str]]:
     """The demo upstream and one proxy per entry; yields their base URLs, and `upstream`'s.
 
     An entry holds what differs from the demo's configuration: `dialect`, `aligner`, `alignment`.
+    With `upstream_url` the proxies stand before that server, and no demo upstream is started.
     """
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
-        port = free_port()
-        urls = {"upstream": f"http://127.0.0.1:{port}/v1"}
-        running.enter_context(
-            process(
-                ["stream_aligner_proxy.demo.upstream", "--port", str(port)],
-                f"http://127.0.0.1:{port}/health",
+        if upstream_url is None:
+            port = free_port()
+            upstream_url = f"http://127.0.0.1:{port}/v1"
+            running.enter_context(
+                process(
+                    ["stream_aligner_proxy.demo.upstream", "--port", str(port)],
+                    f"http://127.0.0.1:{port}/health",
+                )
             )
-        )
+        urls = {"upstream": upstream_url}
         for name, differs in proxies.items():
             own = free_port()
             upstream = {"name": "demo", "base_url": urls["upstream"]}
