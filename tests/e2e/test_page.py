@@ -1,5 +1,6 @@
 """The page in a real browser."""
 
+import json
 import shutil
 
 import pytest
@@ -105,3 +106,38 @@ def test_asking_before_the_models_are_listed_or_after_that_failed_asks_for_them(
     page.wait_for_selector("#numbers:not([hidden])")
     assert "I am kind." in page.inner_text("#rows")
     assert page.locator("#model option").count() == 1
+
+
+def test_the_beginning_of_a_rewrite_is_shown_until_its_sentence_comes(start, page):
+    url = start(script=SCRIPT, rules=RULES).url
+    sentence = {
+        "index": 0,
+        "original": "I am rude.",
+        "text": "I am kind.",
+        "verdict": "replace",
+        "end": False,
+        "branch": 0,
+        "review_ms": 5,
+        "waited_ms": 5,
+    }
+    begun = {"choices": [{"index": 0, "delta": {"content": "I am"}, "finish_reason": None}]}
+    rest = {
+        "choices": [{"index": 0, "delta": {"content": " kind."}, "finish_reason": None}],
+        "stream_aligner": {"sentence": sentence},
+    }
+    for frames, shown in (([begun], "I am"), ([begun, rest], None)):
+        body = "".join(f"data: {json.dumps(frame)}\n\n" for frame in frames) + "data: [DONE]\n\n"
+        page.route(
+            "**/v1/chat/completions",
+            lambda route, body=body: route.fulfill(
+                status=200, content_type="text/event-stream", body=body
+            ),
+        )
+        ask(page, url, "stream")
+        rows = page.locator(".row.begun")
+        assert rows.count() == (shown is not None)
+        if shown:
+            assert rows.locator("> div").nth(1).inner_text() == shown
+        else:
+            assert "kind." in page.inner_text("#rows")
+        page.unroute("**/v1/chat/completions")
