@@ -108,6 +108,13 @@ def test_asking_before_the_models_are_listed_or_after_that_failed_asks_for_them(
     assert page.locator("#model option").count() == 1
 
 
+def answering(body):
+    def answer(route):
+        route.fulfill(status=200, content_type="text/event-stream", body=body)
+
+    return answer
+
+
 def test_the_beginning_of_a_rewrite_is_shown_until_its_sentence_comes(start, page):
     url = start(script=SCRIPT, rules=RULES).url
     sentence = {
@@ -127,12 +134,7 @@ def test_the_beginning_of_a_rewrite_is_shown_until_its_sentence_comes(start, pag
     }
     for frames, shown in (([begun], "I am"), ([begun, rest], None)):
         body = "".join(f"data: {json.dumps(frame)}\n\n" for frame in frames) + "data: [DONE]\n\n"
-        page.route(
-            "**/v1/chat/completions",
-            lambda route, body=body: route.fulfill(
-                status=200, content_type="text/event-stream", body=body
-            ),
-        )
+        page.route("**/v1/chat/completions", answering(body))
         ask(page, url, "stream")
         rows = page.locator(".row.begun")
         assert rows.count() == (shown is not None)
