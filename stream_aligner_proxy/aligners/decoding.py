@@ -20,7 +20,7 @@ from typing import Literal, Self
 import torch
 
 from stream_aligner_proxy.aligners.choosing import GREEDY, Chooser, Sampling
-from stream_aligner_proxy.aligners.drafting import DraftCursor, best_width
+from stream_aligner_proxy.aligners.drafting import DraftCursor, best_width, groups
 from stream_aligner_proxy.aligners.kv import KV, NOTHING, Prefixes, join
 from stream_aligner_proxy.aligners.network import Network
 from stream_aligner_proxy.aligners.row import Row
@@ -112,13 +112,31 @@ class Decoder:
     @torch.inference_mode()
     def begin(self, rows: Sequence[Row]) -> Batch:
         """A batch of new rows, nothing run yet; it starts from remembered prompts where it can."""
-        lanes, parts = [], []
-        for row in rows:
-            known = self._prefixes.longest(row.prompt) if self._prefixes else None
-            parts.append(known or KV.empty(1))
-            cursor = DraftCursor(row.draft if self._method == "verify" else ())
-            lanes.append(_Lane(row, cursor, row.prompt[known.size if known else 0 :]))
-        return Batch(lanes, join(parts)) if parts else Batch.none()
+        return self._batch([self._lane(row) for row in rows])
+
+    @torch.inference_mode()
+    def begin_apart(self, rows: Sequence[Row]) -> list[Batch]:
+        """The same as several batches, where a pass for each costs less than the padding of one."""
+        begun = [self._lane(row) for row in rows]
+        lengths = []
+        for lane, _ in begun:
+            lengths.append(len(lane.pending) + len(self._propose(lane)))
+        return [
+            self._batch([begun[number] for number in group])
+            for group in groups(lengths, self._pass_cost)
+        ]
+
+    def _lane(self, row: Row) -> tuple[_Lane, KV]:
+        known = self._prefixes.longest(row.prompt) if self._prefixes else None
+        cursor = DraftCursor(row.draft if self._method == "verify" else ())
+        pending = row.prompt[known.size if known else 0 :]
+        return _Lane(row, cursor, pending), known or KV.empty(1)
+
+    @staticmethod
+    def _batch(begun: list[tuple[_Lane, KV]]) -> Batch:
+        if not begun:
+            return Batch.none()
+        return Batch([lane for lane, _ in begun], join([kv for _, kv in begun]))
 
     @torch.inference_mode()
     def prefill(self, ids: tuple[int, ...], *, least: int, most: int) -> bool:
@@ -168,9 +186,13 @@ class Decoder:
         if self._method == "greedy":
             return []
         room = row.max_new - len(row.output) - 1
-        if self._keep is not None and not row.output and self._said_keep >= self._repeated:
+        if self._keep is not None and self._asks_keep(row):
             return [self._keep][:room]
         return lane.cursor.propose(room)
+
+    def _asks_keep(self, row: Row) -> bool:
+        """Whether the first pass proposes the keep token."""
+        return self._keep is not None and not row.output and self._said_keep >= self._repeated
 
     def _narrow(self, lanes: Sequence[_Lane], proposals: list[list[int]]) -> list[list[int]]:
         """Cut the proposals to the width that pays; rows share it, since a pass is a rectangle."""

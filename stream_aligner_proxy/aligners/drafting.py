@@ -115,3 +115,26 @@ def best_width(
         chances = [chance * each for chance, (_, each) in zip(chances, odds, strict=True)]
     promised = (rows + accepted) * base / (rows * (base + rows * width))
     return width if promised >= WORTH else 0
+
+
+def groups(lengths: Sequence[int], pass_cost: float) -> list[list[int]]:
+    """Which rows share their first pass: indices, each group in the order it came.
+
+    A pass is a rectangle as wide as its longest row, and costs `pass_cost` besides, in tokens. The
+    cheapest division puts rows of like length together; it is found from the shortest up.
+    """
+    order = sorted(range(len(lengths)), key=lambda number: lengths[number])
+    # Over the first n rows of that order: the least cost, and where the last group begins.
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for end in range(1, len(order) + 1):
+        width = lengths[order[end - 1]]
+        best.append(
+            min((best[start][0] + pass_cost + (end - start) * width, start) for start in range(end))
+        )
+    found = []
+    end = len(order)
+    while end:
+        start = best[end][1]
+        found.append(sorted(order[start:end]))
+        end = start
+    return sorted(found)

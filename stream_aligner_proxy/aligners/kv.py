@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 NOTHING = -1
-# A prompt that shares all but this much with a newer one, and twice as much as is left, goes.
+# A prompt goes when a newer one shares all but this many tokens of it, and two thirds at least.
 _TAIL = 64
 
 Ids = npt.NDArray[np.int64]
@@ -246,10 +246,15 @@ class Prefixes:
         """The longest remembered beginning of `prompt`, always short of its last token."""
         best, length = None, 0
         ids = np.asarray(prompt)
-        for known, entry in self._entries.items():
+        for known, entry in reversed(self._entries.items()):
+            # One look tells of most that they share no more than was found already.
+            if len(known) <= length or entry.ids[length] != ids[length]:
+                continue
             shared = min(_shared(entry.ids, ids), len(prompt) - 1)
             if shared > length:
                 best, length = known, shared
+                if length == len(prompt) - 1:
+                    break
         if best is None:
             return None
         self._entries.move_to_end(best)
@@ -260,8 +265,11 @@ class Prefixes:
             return
         ids = np.asarray(prompt)
         for known, entry in list(self._entries.items()):
-            shared = _shared(entry.ids, ids)
-            if len(known) - shared <= min(_TAIL, shared // 2):
+            # It must share this much: two thirds, and all but `_TAIL`.
+            least = max(-(-2 * len(known) // 3), len(known) - _TAIL)
+            if least > len(ids) or entry.ids[least - 1] != ids[least - 1]:
+                continue
+            if _shared(entry.ids, ids) >= least:
                 self._forget(known)
         kept = kv.prefix(row, len(prompt))
         # A view of one row would hold the memory of all of them.

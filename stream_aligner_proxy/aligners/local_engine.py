@@ -121,8 +121,8 @@ class LocalEngine:
             seed = own ^ zlib.crc32(repr(framed.prompt).encode())
         return Row(framed.prompt, draft, framed.room, bias=bias_of(review.strength), seed=seed)
 
-    def begin(self, rows: list[Row]) -> Batch:
-        return self._decoder.begin(rows)
+    def begin(self, rows: list[Row]) -> list[Batch]:
+        return self._decoder.begin_apart(rows)
 
     def step(self, batch: Batch) -> list[Row]:
         return self._decoder.step(batch)
@@ -157,7 +157,7 @@ class LocalEngine:
         review = Review((Turn("user", "Hello."),), "", "Hello there.", next(iter(self.scopes)))
         row = self.prepare(review)
         row.max_new = 2
-        batch = self.begin([row])
+        [batch] = self.begin([row])
         while batch.lanes:
             self.step(batch)
         self._prefixes.clear()

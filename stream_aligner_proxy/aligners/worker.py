@@ -2,7 +2,8 @@
 
 1. `submit` puts a job in the queue (its bound is kept by the caller, see `TransformersAligner`).
 2. Between two steps the thread drops what was withdrawn and takes in what waits, up to `max_rows`.
-   New rows make their first pass on their own (most finish in it); the others join the batch.
+   New rows make their first pass on their own, those of like length together (most finish in it);
+   the others join the batch.
 3. What is final of an unfinished row is told to its event loop, word by word.
 4. A finished row is read into a verdict and handed over.
 5. With nothing else to do, the beginnings of reviews that may come are read (`expect`), a short
@@ -88,7 +89,9 @@ class Engine(Protocol):
 
     def prepare(self, review: Review) -> Row: ...
 
-    def begin(self, rows: list[Row]) -> Batch: ...
+    def begin(self, rows: list[Row]) -> list[Batch]:
+        """New rows, in as many batches as their first passes are best run in."""
+        ...
 
     def step(self, batch: Batch) -> list[Row]: ...
 
@@ -202,8 +205,9 @@ class Worker:
             except Exception as error:  # noqa: BLE001  (any failure ends these jobs only)
                 self._broke(rows, error)
                 return True
-            self._step(fresh)
-            self._join(fresh)
+            for batch in fresh:
+                self._step(batch)
+                self._join(batch)
         return True
 
     def _prepare(self, job: Job) -> Row | None:

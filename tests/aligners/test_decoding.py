@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stream_aligner_proxy.aligners.choosing import Chooser, Sampling, bias_of
 from stream_aligner_proxy.aligners.decoding import Batch, Decoder
-from stream_aligner_proxy.aligners.drafting import DraftCursor, best_width
+from stream_aligner_proxy.aligners.drafting import DraftCursor, best_width, groups
 from stream_aligner_proxy.aligners.kv import KV, Prefixes
 from stream_aligner_proxy.aligners.network import Network, takes_back
 from stream_aligner_proxy.aligners.pacing import pass_cost
@@ -578,3 +578,34 @@ def test_a_dialled_answer_does_not_begin_with_a_delimiter() -> None:
         return chooser.choose(logits.clone(), [row], [[]])[1][0][0]
 
     assert [first(0.0), first(0.5), first(1.0)] == [1, 1, 3]
+
+
+@given(st.lists(st.integers(1, 60), max_size=12), st.integers(0, 80))
+def test_rows_of_like_length_share_a_pass_where_that_is_cheaper(
+    lengths: list[int], pass_cost: int
+) -> None:
+    def cost(division: list[list[int]]) -> int:
+        return sum(pass_cost + len(g) * max(lengths[n] for n in g) for g in division)
+
+    found = groups(lengths, pass_cost)
+    assert sorted(number for group in found for number in group) == list(range(len(lengths)))
+    assert all(group == sorted(group) for group in found)
+    if lengths:
+        assert cost(found) <= cost([list(range(len(lengths)))])
+        assert cost(found) <= cost([[number] for number in range(len(lengths))])
+    if 1 < len(lengths) <= 5:
+        splits = itertools.product(range(len(lengths)), repeat=len(lengths))
+        every = [
+            [[n for n, part in enumerate(split) if part == which] for which in set(split)]
+            for split in splits
+        ]
+        assert cost(found) == min(map(cost, every))
+
+
+@quick
+@given(cases)
+def test_rows_begun_apart_give_what_they_give_together(case: Case) -> None:
+    decoder = case.decoder(pass_cost=4.0, prefixes=Prefixes(400))
+    for batch in decoder.begin_apart(case.rows):
+        finish(decoder, batch)
+    case.check()

@@ -280,13 +280,13 @@ async def test_a_seed_makes_drawn_revisions_the_same_each_time_and_without_one_t
     async def outputs(seed: int | None) -> list[Any]:
         async with running(load=load, temperature=1.0, seed=seed, max_new_extra=8) as aligner:
             rows = []
-            begin = aligner._engine._decoder.begin
+            begin = aligner._engine._decoder.begin_apart
 
             def noted(batch: Any) -> Any:
                 rows.extend(batch)
                 return begin(batch)
 
-            aligner._engine._decoder.begin = noted  # type: ignore[method-assign]
+            aligner._engine._decoder.begin_apart = noted  # type: ignore[method-assign]
             for sentence in (KEPT, CHANGED):
                 await asyncio.gather(ask(aligner, sentence), return_exceptions=True)
             return [row.output for row in rows]
