@@ -20,7 +20,7 @@ from typing import Literal, Self
 import torch
 
 from stream_aligner_proxy.aligners.choosing import GREEDY, Chooser, Sampling
-from stream_aligner_proxy.aligners.drafting import DraftCursor, best_width, groups
+from stream_aligner_proxy.aligners.drafting import DraftCursor, Trust, best_width, groups
 from stream_aligner_proxy.aligners.kv import KV, NOTHING, Prefixes, join
 from stream_aligner_proxy.aligners.network import Network
 from stream_aligner_proxy.aligners.row import Row
@@ -107,6 +107,7 @@ class Decoder:
         self._method = method
         self._prefixes = prefixes
         self._pass_cost = pass_cost
+        self._trust = Trust()
         self._said_keep = self._repeated = 0  # how unchanged sentences were answered so far
 
     @torch.inference_mode()
@@ -128,7 +129,7 @@ class Decoder:
 
     def _lane(self, row: Row) -> tuple[_Lane, KV]:
         known = self._prefixes.longest(row.prompt) if self._prefixes else None
-        cursor = DraftCursor(row.draft if self._method == "verify" else ())
+        cursor = DraftCursor(row.draft if self._method == "verify" else (), self._trust)
         pending = row.prompt[known.size if known else 0 :]
         return _Lane(row, cursor, pending), known or KV.empty(1)
 
@@ -202,8 +203,7 @@ class Decoder:
             (1.0, 1.0) if proposal[:1] == [self._keep] else lane.cursor.odds()
             for lane, proposal in zip(lanes, proposals, strict=True)
         ]
-        pending = max(len(lane.pending) for lane in lanes)
-        width = best_width(odds, list(map(len, proposals)), pending, self._pass_cost)
+        width = best_width(odds, list(map(len, proposals)), self._pass_cost)
         return [proposal[:width] for proposal in proposals]
 
     def _accept(

@@ -11,8 +11,12 @@ from collections.abc import Sequence
 
 MAX_NGRAM = 3
 
-# Until a token of the draft was wrong, all of it is believed; then its own record counts.
+# How likely a token of a draft is right before any was seen, and how many tokens' worth this belief
+# has beside what is learnt.
 UNTRIED = 0.995
+BELIEF = 50.0
+# What was learnt is forgotten by halves when it is of more tokens than these.
+MEMORY = 2000.0
 # How likely the draft goes on where it was found again by 0 (a guess), 1, 2 or 3 tokens; worth two
 # tries of the row's own record.
 FOUND = (0.5, 0.6, 0.8, 0.9)
@@ -21,10 +25,33 @@ FOUND = (0.5, 0.6, 0.8, 0.9)
 WORTH = 1.1
 
 
-class DraftCursor:
-    """Follows one row's output through its draft (token ids, the end token included)."""
+class Trust:
+    """How often the drafts of late were right, token by token: shared by the rows of a decoder."""
 
-    def __init__(self, draft: Sequence[int]) -> None:
+    def __init__(self) -> None:
+        self._right = self._wrong = 0.0
+
+    @property
+    def rate(self) -> float:
+        return (UNTRIED * BELIEF + self._right) / (BELIEF + self._right + self._wrong)
+
+    def learn(self, right: int, wrong: int) -> None:
+        self._right += right
+        self._wrong += wrong
+        if self._right + self._wrong > MEMORY:
+            self._right /= 2
+            self._wrong /= 2
+
+
+class DraftCursor:
+    """Follows one row's output through its draft (token ids, the end token included).
+
+    Until a token of it was wrong, the draft is believed as far as drafts are (`trust`); then its
+    own record counts, too.
+    """
+
+    def __init__(self, draft: Sequence[int], trust: Trust | None = None) -> None:
+        self._trust = trust or Trust()
         self._draft = list(draft)
         self._at = 0  # where the next proposal starts
         self._anchor = 0  # after the last draft token known to be in the output
@@ -40,9 +67,9 @@ class DraftCursor:
 
     def odds(self) -> tuple[float, float]:
         """Chances that the first proposed token is right, and each one after a right one."""
-        each = UNTRIED
+        each = self._trust.rate
         if self._wrong:
-            each = (4 + self._right) / (5 + self._right + self._wrong)
+            each = min(each, (4 + self._right) / (5 + self._right + self._wrong))
         if not self._since:
             return each, each
         return (2 * FOUND[self._found] + self._hits) / (2 + self._tries), each
@@ -57,6 +84,7 @@ class DraftCursor:
         if accepted or not guessed:
             self._right += accepted - guessed
             self._wrong += accepted < proposed
+            self._trust.learn(accepted - guessed, accepted < proposed)
         if accepted:
             self._recent.extend(draft[self._at : self._at + accepted])
             self._anchor, self._since = self._at + accepted, 0
@@ -90,19 +118,18 @@ class DraftCursor:
 def best_width(
     odds: Sequence[tuple[float, float]],
     lengths: Sequence[int],
-    pending: int,
     pass_cost: float,
 ) -> int:
     """How many proposed tokens a pass should check, for the most tokens per cost.
 
     `odds` and `lengths`: each row's chances and the length of its proposal. A pass over B rows
-    costs `pass_cost` + B x (pending + width), in units of one more token; it yields one token a row
-    and what it accepts. A wider pass is worth it while the next column yields more per cost than
-    the pass has so far.
+    costs `pass_cost` + B x (1 + width), in units of one more token; it yields one token a row and
+    what it accepts. A wider pass is worth it while the next column yields more per cost than the
+    pass has so far. A prompt to be read is no part of this: it costs the same with any width.
     """
     rows = len(odds)
     chances = [first for first, _ in odds]
-    base = pass_cost + rows * pending
+    base = pass_cost + rows
     width, accepted = 0, 0.0
     while width < max(lengths):
         gain = sum(

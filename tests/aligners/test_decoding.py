@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stream_aligner_proxy.aligners.choosing import Chooser, Sampling, bias_of
 from stream_aligner_proxy.aligners.decoding import Batch, Decoder
-from stream_aligner_proxy.aligners.drafting import DraftCursor, best_width, groups
+from stream_aligner_proxy.aligners.drafting import DraftCursor, Trust, best_width, groups
 from stream_aligner_proxy.aligners.kv import KV, Prefixes
 from stream_aligner_proxy.aligners.network import Network, takes_back
 from stream_aligner_proxy.aligners.pacing import pass_cost
@@ -546,7 +546,7 @@ def test_a_cursor_proposes_runs_of_its_draft_within_the_room(
 
 
 def test_a_draft_nobody_has_doubted_is_proposed_whole() -> None:
-    assert best_width([(0.995, 0.995)], [128], 100, 20.0) == 128
+    assert best_width([(0.995, 0.995)], [64], 20.0) == 64
 
 
 def test_a_draft_that_is_never_right_is_no_longer_proposed() -> None:
@@ -554,7 +554,7 @@ def test_a_draft_that_is_never_right_is_no_longer_proposed() -> None:
     tries = 0
     for token in range(60):
         lengths = [len(cursor.propose(100))]
-        width = best_width([cursor.odds()], lengths, 1, 20.0)
+        width = best_width([cursor.odds()], lengths, 20.0)
         tries += width > 0
         cursor.advance(width, 0, token)
     assert 1 <= tries <= 10
@@ -562,11 +562,11 @@ def test_a_draft_that_is_never_right_is_no_longer_proposed() -> None:
 
 def test_wide_batches_propose_less() -> None:
     odds = [(0.5, 0.8)] * 16
-    assert best_width(odds[:1], [64], 1, 20.0) > best_width(odds, [64] * 16, 1, 20.0)
+    assert best_width(odds[:1], [64], 20.0) > best_width(odds, [64] * 16, 20.0)
 
 
 def test_rows_without_a_draft_do_not_stop_the_others() -> None:
-    assert best_width([(0.99, 0.99), (0.5, 0.5)], [8, 0], 1, 20.0) == 8
+    assert best_width([(0.99, 0.99), (0.5, 0.5)], [8, 0], 20.0) == 8
 
 
 def test_a_dialled_answer_does_not_begin_with_a_delimiter() -> None:
@@ -609,3 +609,16 @@ def test_rows_begun_apart_give_what_they_give_together(case: Case) -> None:
     for batch in decoder.begin_apart(case.rows):
         finish(decoder, batch)
     case.check()
+
+
+def test_what_is_learnt_of_drafts_counts_for_those_that_come_and_is_forgotten() -> None:
+    trust = Trust()
+    believed = best_width([DraftCursor(range(64), trust).odds()] * 16, [64] * 16, 20.0)
+    for _ in range(20):
+        cursor = DraftCursor(range(64), trust)
+        cursor.advance(64, 4, 999)
+    doubted = best_width([DraftCursor(range(64), trust).odds()] * 16, [64] * 16, 20.0)
+    assert doubted < believed
+    for _ in range(200):
+        DraftCursor(range(64), trust).advance(64, 64, 999)
+    assert trust.rate > 0.99
