@@ -77,7 +77,9 @@ class HttpUpstream:
     ) -> None:
         self._name = name
         self._dialect = find_dialect(dialect, f"upstreams.{name}.dialect")
-        self._base, self._basic = _checked_address(base_url, f"upstreams.{name}.base_url")
+        base, self._basic = _checked_address(base_url, f"upstreams.{name}.base_url")
+        self._chat_url = (base / "chat/completions").with_query(base.query)
+        self._models_url = (base / "models").with_query(base.query)
         if api_key is not None and not _sendable(api_key):
             raise ConfigError(f"upstreams.{name}.api_key: not a key that a header can carry")
         self._api_key = api_key
@@ -196,14 +198,11 @@ class HttpUpstream:
         """Close the connection pool."""
         await self._connections.close()
 
-    def _url(self, path: str) -> URL:
-        return (self._base / path).with_query(self._base.query)
-
     def _post(self, content: bytes, headers: dict[str, str]) -> Exchange:
         return Exchange(
             self._connections,
             "POST",
-            self._url("chat/completions"),
+            self._chat_url,
             headers=headers,
             timeouts=self._timeouts,
             upstream=self._name,
@@ -217,7 +216,7 @@ class HttpUpstream:
         exchange = Exchange(
             self._connections,
             "GET",
-            self._url("models"),
+            self._models_url,
             headers=sent,
             timeouts=timeouts,
             upstream=self._name,
