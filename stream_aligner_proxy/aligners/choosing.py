@@ -8,12 +8,12 @@ logit / temperature + noise), with noise from a generator seeded for each place.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stream_aligner_proxy.aligners.dial import bias
+from stream_aligner_proxy.aligners.options import GREEDY, Sampling
 from stream_aligner_proxy.aligners.row import Row
 
 # Instead of an infinite bias: arithmetic on it stays finite, and no logit comes near.
@@ -24,21 +24,6 @@ _TINY = torch.finfo(torch.float32).tiny
 def bias_of(strength: float) -> float:
     """`dial.bias`, held to what can be added to a logit."""
     return min(max(bias(strength), -MOST), MOST)
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How to draw: the words and meanings of OpenAI's and vLLM's parameters. `temperature` 0 is
-    greedy; `top_k` 0 and `top_p` 1 leave everything in. With `seed` a review's answer is the same
-    each time."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int | None = None
-
-
-GREEDY = Sampling()
 
 
 class Chooser:
@@ -62,27 +47,22 @@ class Chooser:
     ) -> tuple[list[list[float]], list[list[int]]]:
         """The token after each row's output and after each of its proposed tokens.
 
-        `logits`: (B, R + 1, V) on any device, R the longest proposal. Returns R + 1 best scores and
-        tokens a row; what is beyond a row's own proposal means nothing. A score that is no number
-        tells of a broken row.
+        `logits`: (B, R + 1, V) on any device, R the longest proposal; they are written over.
+        Returns R + 1 best scores and tokens a row; what is beyond a row's own proposal means
+        nothing. A score that is no number tells of a broken row.
         """
         if self._keep is not None:
-            logits = self._keep_comes_first(logits, rows, self._keep)
+            # It comes first or not at all.
+            logits[:, 1:, self._keep] = -torch.inf
+            for number, row in enumerate(rows):
+                if row.output:
+                    logits[number, 0, self._keep] = -torch.inf
         if any(row.bias for row in rows):
             logits = self._biased(logits, rows, proposals)
         if self._sampling.temperature > 0:
             logits = self._noisy(logits, rows, proposals)
         best, tokens = logits.max(dim=-1)
         return best.float().tolist(), tokens.tolist()
-
-    @staticmethod
-    def _keep_comes_first(logits: Tensor, rows: Sequence[Row], keep: int) -> Tensor:
-        begun = [number for number, row in enumerate(rows) if row.output]
-        if begun or logits.shape[1] > 1:
-            logits = logits.clone()
-            logits[:, 1:, keep] = -torch.inf
-            logits[begun, 0, keep] = -torch.inf
-        return logits
 
     def _biased(
         self, logits: Tensor, rows: Sequence[Row], proposals: Sequence[Sequence[int]]

@@ -19,10 +19,11 @@ from typing import Literal, Self
 
 import torch
 
-from stream_aligner_proxy.aligners.choosing import GREEDY, Chooser, Sampling
+from stream_aligner_proxy.aligners.choosing import Chooser
 from stream_aligner_proxy.aligners.drafting import DraftCursor, Trust, best_width, groups
 from stream_aligner_proxy.aligners.kv import KV, NOTHING, Prefixes, join
 from stream_aligner_proxy.aligners.network import Network
+from stream_aligner_proxy.aligners.options import GREEDY, Sampling
 from stream_aligner_proxy.aligners.row import Row
 
 Method = Literal["verify", "greedy"]
@@ -119,9 +120,7 @@ class Decoder:
     def begin_apart(self, rows: Sequence[Row]) -> list[Batch]:
         """The same as several batches, where a pass for each costs less than the padding of one."""
         begun = [self._lane(row) for row in rows]
-        lengths = []
-        for lane, _ in begun:
-            lengths.append(len(lane.pending) + len(self._propose(lane)))
+        lengths = [len(lane.pending) + len(self._propose(lane)) for lane, _ in begun]
         return [
             self._batch([begun[number] for number in group])
             for group in groups(lengths, self._pass_cost)
@@ -187,13 +186,9 @@ class Decoder:
         if self._method == "greedy":
             return []
         room = row.max_new - len(row.output) - 1
-        if self._keep is not None and self._asks_keep(row):
+        if self._keep is not None and not row.output and self._said_keep >= self._repeated:
             return [self._keep][:room]
         return lane.cursor.propose(room)
-
-    def _asks_keep(self, row: Row) -> bool:
-        """Whether the first pass proposes the keep token."""
-        return self._keep is not None and not row.output and self._said_keep >= self._repeated
 
     def _narrow(self, lanes: Sequence[_Lane], proposals: list[list[int]]) -> list[list[int]]:
         """Cut the proposals to the width that pays; rows share it, since a pass is a rectangle."""

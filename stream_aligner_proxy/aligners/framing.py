@@ -1,20 +1,27 @@
 """A review made to fit a window, and an aligner's answer read: the same for every engine."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from stream_aligner_proxy.aligners.encoding import Encoder
 from stream_aligner_proxy.core.errors import ReviewError
 from stream_aligner_proxy.core.prompts import END, KEEP, PromptProfile, Revision, fit
-from stream_aligner_proxy.core.records import Review, Verdict
+from stream_aligner_proxy.core.records import Review, Turn, Verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Framed:
-    """A prompt's ids, and how many tokens its revision may have (end token included)."""
+    """Ids of a prompt and of the draft, and how many tokens the revision may have; end tokens
+    included."""
 
     prompt: tuple[int, ...]
+    draft: tuple[int, ...]
     room: int
+
+
+def sample(profile: PromptProfile) -> Review:
+    """One small review: it must fit whatever the window is."""
+    return Review((Turn("user", "Hello."),), "", "Hello there.", next(iter(profile.scopes)))
 
 
 def frame(encoder: Encoder, review: Review, window: int, max_new: Callable[[int], int]) -> Framed:
@@ -35,7 +42,23 @@ def frame(encoder: Encoder, review: Review, window: int, max_new: Callable[[int]
     prompt = encoder.prompt(fit(review, encoder.profile, encoder.count, budget))
     if len(prompt) + room > window:
         raise ReviewError("the review does not fit the aligner's window")
-    return Framed(prompt, room)
+    return Framed(prompt, draft, room)
+
+
+def foreseen(
+    encoder: Encoder, review: Review, window: int, max_new: Callable[[int], int]
+) -> tuple[int, ...]:
+    """The prompt of a review whose sentence still grows, as far as it can be known."""
+    known = frame(encoder, review, window, max_new).prompt
+    grown = replace(review, sentence=f"{review.sentence} -")
+    # Where the two part, the sentence's end and all that follows begins.
+    return known[: shared(known, frame(encoder, grown, window, max_new).prompt)]
+
+
+def shared(some: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids both begin with."""
+    pairs = enumerate(zip(some, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(some), len(other)))
 
 
 def judge(profile: PromptProfile, revision: Revision, review: Review) -> Verdict:

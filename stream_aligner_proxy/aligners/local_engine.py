@@ -2,25 +2,25 @@
 
 import logging
 import random
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from stream_aligner_proxy.aligners.checkpoint import Checkpoint
-from stream_aligner_proxy.aligners.choosing import GREEDY, Sampling, bias_of
+from stream_aligner_proxy.aligners.choosing import bias_of
 from stream_aligner_proxy.aligners.decoding import Batch, Decoder, Method
 from stream_aligner_proxy.aligners.encoding import Encoder
-from stream_aligner_proxy.aligners.framing import frame, judge
+from stream_aligner_proxy.aligners.framing import foreseen, frame, judge, sample
 from stream_aligner_proxy.aligners.kv import Prefixes
 from stream_aligner_proxy.aligners.network import Network, takes_back
+from stream_aligner_proxy.aligners.options import MaxNew, Sampling, seed_for
 from stream_aligner_proxy.aligners.pacing import pass_cost
 from stream_aligner_proxy.aligners.row import Row
 from stream_aligner_proxy.aligners.vocabulary import choose_profile
 from stream_aligner_proxy.core.errors import ConfigError, ReviewError
-from stream_aligner_proxy.core.records import NEUTRAL, Review, Scope, Turn, Verdict
+from stream_aligner_proxy.core.records import NEUTRAL, Review, Scope, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -31,19 +31,14 @@ Load = Callable[[], Checkpoint]
 class Options:
     """Settings of one engine; see `TransformersAligner` for their meaning."""
 
-    profile: str | None = None
-    window: int | None = None
-    max_batch: int = 16
-    max_new_factor: float = 2.0
-    max_new_extra: int = 64
-    threads: int = 1
-    prefix_cache_tokens: int = 16_384
-    method: Method = "verify"
-    sampling: Sampling = GREEDY
-
-    def max_new(self, draft: int) -> int:
-        """The most tokens of a revision of a draft of `draft` tokens."""
-        return int(self.max_new_factor * draft) + self.max_new_extra
+    profile: str | None
+    window: int | None
+    max_batch: int
+    max_new: MaxNew
+    threads: int
+    prefix_cache_tokens: int
+    method: Method
+    sampling: Sampling
 
 
 class _Reading(NamedTuple):
@@ -57,7 +52,6 @@ class LocalEngine:
     """The model side of a review; lives in the worker's thread (see `worker.Engine`)."""
 
     scopes: frozenset[Scope] = frozenset()
-
     strengths: tuple[float, float] = (NEUTRAL, NEUTRAL)
 
     def __init__(self, load: Load, options: Options) -> None:
@@ -112,14 +106,14 @@ class LocalEngine:
     def prepare(self, review: Review) -> Row:
         """Fit the review into the window and encode it. Raises `ReviewError` where it cannot."""
         framed = frame(self._encoder, review, self._window, self._options.max_new)
-        draft = self._encoder.draft(review)
         how = self._options.sampling
         seed = 0
         if how.temperature > 0:
             own = random.getrandbits(64) if how.seed is None else how.seed
-            # Sentences of one reply must not share their luck, nor differ from run to run.
-            seed = own ^ zlib.crc32(repr(framed.prompt).encode())
-        return Row(framed.prompt, draft, framed.room, bias=bias_of(review.strength), seed=seed)
+            seed = seed_for(own, framed.prompt)
+        return Row(
+            framed.prompt, framed.draft, framed.room, bias=bias_of(review.strength), seed=seed
+        )
 
     def begin(self, rows: list[Row]) -> list[Batch]:
         return self._decoder.begin_apart(rows)
@@ -132,12 +126,9 @@ class LocalEngine:
 
     def foresee(self, review: Review) -> bool:
         """Read the prompt as far as it can be known, in one pass; whether more is to be read."""
-        known = self.prepare(review).prompt
-        # Where the two part, the sentence's end and all that follows begins.
-        other = self.prepare(replace(review, sentence=f"{review.sentence} -")).prompt
-        same = next((n for n, (a, b) in enumerate(zip(known, other, strict=False)) if a != b), 0)
+        known = foreseen(self._encoder, review, self._window, self._options.max_new)
         least, most = self._reading
-        return self._decoder.prefill(known[:same], least=least, most=most)
+        return self._decoder.prefill(known, least=least, most=most)
 
     def read(self, row: Row, review: Review) -> Verdict:
         """The verdict of a finished row. Raises `ReviewError` for output nobody can trust."""
@@ -154,8 +145,7 @@ class LocalEngine:
 
     def _warm_up(self) -> None:
         """One small review, so that the first real one does not pay for lazy initialisation."""
-        review = Review((Turn("user", "Hello."),), "", "Hello there.", next(iter(self.scopes)))
-        row = self.prepare(review)
+        row = self.prepare(sample(self._encoder.profile))
         row.max_new = 2
         [batch] = self.begin([row])
         while batch.lanes:

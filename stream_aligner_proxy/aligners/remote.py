@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stream_aligner_proxy.aligners.encoding import Encoder
-from stream_aligner_proxy.aligners.framing import Framed, frame
+from stream_aligner_proxy.aligners.framing import Framed, frame, sample
+from stream_aligner_proxy.aligners.options import MaxNew, Sampling, check
 from stream_aligner_proxy.aligners.remote_asking import Asking
 from stream_aligner_proxy.aligners.remote_pool import MARGIN, Pool
 from stream_aligner_proxy.aligners.remote_prefill import Prefiller
 from stream_aligner_proxy.aligners.remote_probe import introduce
 from stream_aligner_proxy.aligners.remote_server import BrokeOff, Server, Unanswered, new_client
-from stream_aligner_proxy.aligners.remote_wire import Refused, Sampling
+from stream_aligner_proxy.aligners.remote_wire import Refused
 from stream_aligner_proxy.aligners.vocabulary import (
     DEFAULT_WINDOW,
     Vocabulary,
@@ -28,8 +29,7 @@ from stream_aligner_proxy.aligners.vocabulary import (
 )
 from stream_aligner_proxy.core.errors import ConfigError, ReviewError
 from stream_aligner_proxy.core.ports import Progress
-from stream_aligner_proxy.core.prompts import PROFILES
-from stream_aligner_proxy.core.records import NEUTRAL, Review, Scope, Turn, Verdict
+from stream_aligner_proxy.core.records import NEUTRAL, Review, Scope, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +78,7 @@ class RemoteAligner:
             raise ConfigError("aligner.urls: backend remote needs at least one")
         if len(set(urls)) < len(urls):
             raise ConfigError("aligner.urls: holds the same address twice")
-        if queue < 1:
-            raise ConfigError(f"aligner.queue: must be at least 1, not {queue}")
-        if profile is not None and profile not in PROFILES:
-            raise ConfigError(
-                f"aligner.profile: unknown profile {profile!r}; known are {', '.join(PROFILES)}"
-            )
+        check(profile, queue=queue)
         self._path = Path(path)
         self.name = name or model or self._path.name
         self._model = model
@@ -91,9 +86,8 @@ class RemoteAligner:
         self._set_window = window
         self._timeout = timeout
         self._places = asyncio.Semaphore(queue)
-        self._max_new_factor = max_new_factor
-        self._max_new_extra = max_new_extra
-        self._sampling = Sampling(temperature, top_p, top_k, seed)
+        self._max_new = MaxNew(max_new_factor, max_new_extra)
+        self._sampling = Sampling(temperature, top_k, top_p, seed)
         self._prefiller = Prefiller(self._read_ahead) if prefill else None
         # For each review one, one to read ahead for it, and for each server one to watch it.
         self._client = new_client(2 * queue + len(urls))
@@ -182,11 +176,9 @@ class RemoteAligner:
         server.model, server.window, server.abilities = known.model, known.window, known.abilities
 
     def _sample(self) -> Framed:
-        """One small review, which must fit whatever the window is."""
-        scope = next(iter(self.scopes))
-        review = Review((Turn("user", "Hello."),), "", "Hello there.", scope)
+        """Raises `ConfigError` where not even a small review fits the window."""
         try:
-            return self._framed(review)
+            return self._framed(sample(self._encoder.profile))
         except ReviewError as error:
             raise ConfigError(f"aligner.window: {self._window} tokens: {error}") from error
 
@@ -196,9 +188,6 @@ class RemoteAligner:
         told = [server.window for server in self._pool.servers]
         known = [size for size in (self._set_window, self._vocabulary.window, *told) if size]
         return min(known, default=DEFAULT_WINDOW)
-
-    def _max_new(self, draft: int) -> int:
-        return int(self._max_new_factor * draft) + self._max_new_extra
 
     def _framed(self, review: Review) -> Framed:
         return frame(self._encoder, review, self._window, self._max_new)

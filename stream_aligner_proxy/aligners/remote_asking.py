@@ -10,24 +10,23 @@ from typing import Any
 from stream_aligner_proxy.aligners.dial import decide
 from stream_aligner_proxy.aligners.encoding import Encoder
 from stream_aligner_proxy.aligners.framing import Framed, judge
+from stream_aligner_proxy.aligners.options import Sampling
 from stream_aligner_proxy.aligners.remote_pool import key_of
 from stream_aligner_proxy.aligners.remote_server import BrokeOff, Pieces, Server
 from stream_aligner_proxy.aligners.remote_wire import (
     Abilities,
+    Answer,
     IdAnswer,
     Piece,
-    Sampling,
     TextAnswer,
     body,
     by_id,
     holds_mark,
 )
+from stream_aligner_proxy.aligners.telling import Telling
 from stream_aligner_proxy.core.errors import ReviewError
 from stream_aligner_proxy.core.ports import Progress
 from stream_aligner_proxy.core.records import NEUTRAL, Review, Verdict
-
-# Decoding all ids anew with each token would be quadratic: progress may lag by this share.
-_LAG = 16
 
 
 class Asking:
@@ -75,10 +74,10 @@ class Asking:
     async def read(self, pieces: Pieces, server: Server) -> Verdict | None:
         """The verdict; None where the dial says to ask again. Raises `ReviewError`."""
         kind = IdAnswer if _known(server).ids else TextAnswer
-        answer: IdAnswer | TextAnswer = kind(self._encoder, self._begun)
+        answer: Answer = kind(self._encoder, self._begun)
         self._read += len(self._framed.prompt) + len(self._begun)
         finish: str | None = None
-        told = next_at = 0
+        telling = Telling(self._progress)
         async for piece in pieces:
             answer.add(piece)
             if self._dialled and answer.size:
@@ -95,12 +94,8 @@ class Asking:
             finish = finish or piece.finish
             if finish or answer.over:
                 break
-            if self._progress is not None and answer.size >= next_at:
-                next_at = answer.size + max(1, answer.size // _LAG)
-                beginning = answer.beginning()
-                if len(beginning) > told:
-                    told = len(beginning)
-                    self._progress(beginning)
+            if telling.due(answer.size):
+                telling.tell(answer.beginning(), answer.size)
         if finish is None and not answer.over:
             raise BrokeOff()
         if finish not in (None, "stop", "length"):

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from stream_aligner_proxy.aligners.encoding import Encoder, whole_words
+from stream_aligner_proxy.aligners.options import GREEDY, Sampling
 from stream_aligner_proxy.core.errors import ReviewError
 from stream_aligner_proxy.core.prompts import KEEP, Revision, Segment
 
@@ -46,16 +47,6 @@ class Abilities:
     plain: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the server draws; temperature 0 is greedy, `top_k` 0 and `top_p` 1 leave all in."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-
-
 def body(
     encoder: Encoder,
     model: str,
@@ -63,21 +54,20 @@ def body(
     most: int,
     abilities: Abilities,
     *,
-    sampling: Sampling | None = None,
+    sampling: Sampling = GREEDY,
     chances: bool = False,
 ) -> dict[str, Any]:
     """A request for at most `most` tokens. `chances` asks for log-probabilities, too."""
-    how = sampling or Sampling()
     sent: dict[str, Any] = {
         "model": model,
         "prompt": prompt,
         "max_tokens": most,
-        "temperature": how.temperature,
-        "top_p": how.top_p,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
         "stream": True,
     }
-    if how.seed is not None:
-        sent["seed"] = how.seed
+    if sampling.seed is not None:
+        sent["seed"] = sampling.seed
     if chances and abilities.chances:
         sent["logprobs"] = abilities.chances
     if not abilities.ids:
@@ -92,8 +82,8 @@ def body(
         "skip_special_tokens": False,
         "spaces_between_special_tokens": False,
     }
-    if how.top_k > 0:
-        sent["top_k"] = how.top_k
+    if sampling.top_k > 0:
+        sent["top_k"] = sampling.top_k
     if abilities.ids:
         sent |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
     return sent

@@ -11,13 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from stream_aligner_proxy.aligners import checkpoint as checkpoints
-from stream_aligner_proxy.aligners.choosing import Sampling
 from stream_aligner_proxy.aligners.decoding import Method
 from stream_aligner_proxy.aligners.local_engine import Load, LocalEngine, Options
+from stream_aligner_proxy.aligners.options import MaxNew, Sampling, check
 from stream_aligner_proxy.aligners.worker import Job, Worker
 from stream_aligner_proxy.core.errors import ConfigError, ReviewError
 from stream_aligner_proxy.core.ports import Progress
-from stream_aligner_proxy.core.prompts import PROFILES
 from stream_aligner_proxy.core.records import Review, Scope, Verdict
 
 
@@ -65,21 +64,9 @@ class TransformersAligner:
         seed: int | None = None,
         load: Load | None = None,
     ) -> None:
-        for key, value in (("max_batch", max_batch), ("queue", queue), ("threads", threads)):
-            if value is not None and value < 1:
-                raise ConfigError(f"aligner.{key}: must be at least 1, not {value}")
+        check(profile, max_batch=max_batch, queue=queue, threads=threads)
         if method not in ("verify", "greedy"):
             raise ConfigError(f"aligner.method: {method!r}; known are verify, greedy")
-        if profile is not None and profile not in PROFILES:
-            raise ConfigError(
-                f"aligner.profile: unknown profile {profile!r}; known are {', '.join(PROFILES)}"
-            )
-        if not 0 <= temperature < float("inf"):
-            raise ConfigError(f"aligner.temperature: must be 0 or more, not {temperature}")
-        if top_k < 0:
-            raise ConfigError(f"aligner.top_k: must be 0 (all) or more, not {top_k}")
-        if not 0 < top_p <= 1:
-            raise ConfigError(f"aligner.top_p: must be above 0 and at most 1, not {top_p}")
         path = Path(path)
         lora = Path(adapter) if adapter is not None else None
         self.name = name or path.name
@@ -89,8 +76,7 @@ class TransformersAligner:
                 profile=profile,
                 window=window,
                 max_batch=max_batch,
-                max_new_factor=max_new_factor,
-                max_new_extra=max_new_extra,
+                max_new=MaxNew(max_new_factor, max_new_extra),
                 threads=threads or _threads(),
                 prefix_cache_tokens=prefix_cache_tokens,
                 method=method,

@@ -7,25 +7,24 @@ cross as text, so nothing in them can become a delimiter (rule 8).
 
 import asyncio
 import logging
-import zlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 from importlib.util import find_spec
-from itertools import count, takewhile
+from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 from stream_aligner_proxy.aligners.dial import decide
 from stream_aligner_proxy.aligners.encoding import Encoder
-from stream_aligner_proxy.aligners.framing import frame, judge
+from stream_aligner_proxy.aligners.framing import Framed, foreseen, frame, judge, sample, shared
+from stream_aligner_proxy.aligners.options import MaxNew, Sampling, check, seed_for
+from stream_aligner_proxy.aligners.telling import Telling
 from stream_aligner_proxy.aligners.vllm_launch import Launch
 from stream_aligner_proxy.aligners.vllm_plan import Draft, Plan, load, marks_of, rank_of
 from stream_aligner_proxy.aligners.vocabulary import DEFAULT_WINDOW, choose_profile
 from stream_aligner_proxy.core.errors import ConfigError, ReviewError
 from stream_aligner_proxy.core.ports import Progress
-from stream_aligner_proxy.core.prompts import PROFILES
-from stream_aligner_proxy.core.records import NEUTRAL, Review, Scope, Turn, Verdict
+from stream_aligner_proxy.core.records import NEUTRAL, Review, Scope, Verdict
 
 # How many first tokens are asked for where the dial is not neutral. vLLM's own limit.
 FIRST_TOKENS = 20
@@ -34,13 +33,6 @@ WATCH_SECONDS = 0.2
 READ_AHEAD = 64
 
 log = logging.getLogger(__name__)
-
-
-class _Sampling(NamedTuple):
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int | None
 
 
 class VllmAligner:
@@ -87,18 +79,12 @@ class VllmAligner:
             raise ConfigError(
                 "aligner.backend: vllm needs the package 'vllm', which is not installed"
             )
-        for key, value in (("max_batch", max_batch), ("queue", queue), ("threads", threads)):
-            if value is not None and value < 1:
-                raise ConfigError(f"aligner.{key}: must be at least 1, not {value}")
+        check(profile, max_batch=max_batch, queue=queue, threads=threads)
         if not 1 <= draft_tokens <= 128:
             raise ConfigError(f"aligner.draft_tokens: must be 1 to 128, not {draft_tokens}")
         if draft is not None and draft not in get_args(Draft):
             known = ", ".join(get_args(Draft))
             raise ConfigError(f"aligner.draft: {draft!r}; known are {known}")
-        if profile is not None and profile not in PROFILES:
-            raise ConfigError(
-                f"aligner.profile: unknown profile {profile!r}; known are {', '.join(PROFILES)}"
-            )
         self._path = Path(path)
         self._adapter = Path(adapter) if adapter is not None else None
         self.name = name or self._path.name
@@ -107,18 +93,18 @@ class VllmAligner:
         self._profile, self._dtype = profile, dtype
         self._window = window
         self._max_batch = max_batch
-        self._max_new = (max_new_factor, max_new_extra)
+        self._max_new = MaxNew(max_new_factor, max_new_extra)
         self._threads = threads
         self._draft, self._draft_tokens = draft, draft_tokens
         self._memory = (gpu_memory, kv_cache_gib)
-        self._sampling = _Sampling(temperature, top_k, top_p, seed)
+        self._sampling = Sampling(temperature, top_k, top_p, seed)
         self._places = asyncio.Semaphore(queue)
         self._timeout = timeout
         self._numbers = count()
         self._running: set[str] = set()
         self._prefill = prefill
         self._reading: asyncio.Task[None] | None = None
-        self._read: list[int] = []
+        self._read: tuple[int, ...] = ()
         self._encoder: Encoder
         self._launch: Launch | None = None
         self._engine: Any = None
@@ -211,9 +197,8 @@ class VllmAligner:
             from vllm.lora.request import LoRARequest  # noqa: PLC0415
 
             self._lora = LoRARequest("aligner", 1, str(self._adapter))
-        review = Review((Turn("user", "Hello."),), "", "Hello there.", next(iter(self.scopes)))
         try:
-            prompt, _ = self._framed(review)
+            prompt = self._framed(sample(self._encoder.profile)).prompt
             async with aclosing(
                 self._outputs(prompt, self._parameters(4, prompt, parts=False))
             ) as outputs:
@@ -223,35 +208,29 @@ class VllmAligner:
             key = "window" if self._adapter is None else "adapter"
             raise ConfigError(f"aligner.{key}: the first review failed: {error}") from error
 
-    def _framed(self, review: Review) -> tuple[list[int], int]:
-        factor, extra = self._max_new
+    def _framed(self, review: Review) -> Framed:
         assert self._window is not None
-        framed = frame(
-            self._encoder, review, self._window, lambda draft: int(factor * draft) + extra
-        )
-        return list(framed.prompt), framed.room
+        return frame(self._encoder, review, self._window, self._max_new)
 
     async def _review(self, review: Review, progress: Progress | None) -> Verdict:
         encoder = self._encoder
         # Encoding a long conversation takes milliseconds that other replies must not wait.
-        prompt, room = await asyncio.to_thread(self._framed, review)
+        framed = await asyncio.to_thread(self._framed, review)
+        prompt = framed.prompt
         ids: list[int] = []
         if review.strength != NEUTRAL and encoder.keep is not None:
             ids.append(await self._first(prompt, encoder.keep, review.strength))
         finished = not encoder.ends.isdisjoint(ids)
-        told = ""
         if not finished:
-            parameters = self._parameters(room - len(ids), prompt, parts=progress is not None)
-            async with aclosing(self._outputs([*prompt, *ids], parameters)) as outputs:
+            telling = Telling(progress)
+            room = framed.room - len(ids)
+            parameters = self._parameters(room, prompt, parts=progress is not None)
+            async with aclosing(self._outputs((*prompt, *ids), parameters)) as outputs:
                 async for output in outputs:
                     ids.extend(output.token_ids)
                     finished = output.finish_reason == "stop"
-                    if progress is None:
-                        continue
-                    text = encoder.beginning(ids)
-                    if len(text) > len(told) and text.startswith(told):
-                        told = text
-                        progress(text)
+                    if telling.due(len(ids)):
+                        telling.tell(encoder.beginning(ids), len(ids))
         revision = encoder.revision(ids, finished=finished)
         verdict = judge(encoder.profile, revision, review)
         return Verdict(verdict.replacement, verdict.end, len(prompt), len(ids))
@@ -260,8 +239,7 @@ class VllmAligner:
         """One token of the known beginning, where enough of it is new: vLLM has no bare prefill."""
         try:
             known = await asyncio.to_thread(self._known, review)
-            new = len(known) - len(_common(known, self._read))
-            if new < READ_AHEAD:
+            if len(known) - shared(known, self._read) < READ_AHEAD:
                 return
             self._read = known
             parameters = self._parameters(1, known, parts=False)
@@ -272,13 +250,11 @@ class VllmAligner:
             # It was a hint; the review itself will tell.
             log.debug("the beginning of a review could not be read ahead: %s", error)
 
-    def _known(self, review: Review) -> list[int]:
-        """The prompt up to where the sentence may go on: its end, and all that follows, is new."""
-        prompt, _ = self._framed(review)
-        other, _ = self._framed(replace(review, sentence=f"{review.sentence} -"))
-        return _common(prompt, other)
+    def _known(self, review: Review) -> tuple[int, ...]:
+        assert self._window is not None
+        return foreseen(self._encoder, review, self._window, self._max_new)
 
-    async def _first(self, prompt: list[int], keep: int, strength: float) -> int:
+    async def _first(self, prompt: tuple[int, ...], keep: int, strength: float) -> int:
         """The token that the dialled answer begins with. vLLM biases no logits beside a draft, so
         one step tells the chances, and the rest is generated after what is decided."""
         from vllm import SamplingParams  # noqa: PLC0415
@@ -295,7 +271,7 @@ class VllmAligner:
                         chances[token] = one.logprob
         return decide(chances, keep, strength)
 
-    def _parameters(self, room: int, prompt: list[int], *, parts: bool) -> Any:
+    def _parameters(self, room: int, prompt: tuple[int, ...], *, parts: bool) -> Any:
         """vLLM's sampling parameters; `parts`: outputs come as they are written."""
         from vllm import SamplingParams  # noqa: PLC0415
         from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415
@@ -303,8 +279,7 @@ class VllmAligner:
         how = self._sampling
         seed = how.seed
         if seed is not None:
-            # Sentences of one reply must not share their luck, nor differ from run to run.
-            seed = (seed ^ zlib.crc32(repr(prompt).encode())) & (2**63 - 1)
+            seed = seed_for(seed, prompt) & (2**63 - 1)
         return SamplingParams(
             max_tokens=room,
             temperature=how.temperature,
@@ -316,7 +291,7 @@ class VllmAligner:
             output_kind=RequestOutputKind.DELTA if parts else RequestOutputKind.FINAL_ONLY,
         )
 
-    async def _outputs(self, prompt: list[int], parameters: Any) -> AsyncGenerator[Any, None]:
+    async def _outputs(self, prompt: tuple[int, ...], parameters: Any) -> AsyncGenerator[Any, None]:
         """The completion as it comes. Cancelling aborts it. Raises `ReviewError`."""
         from vllm.inputs import tokens_input  # noqa: PLC0415
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError  # noqa: PLC0415
@@ -327,7 +302,7 @@ class VllmAligner:
         self._running.add(number)
         try:
             outputs = engine.generate(
-                tokens_input(prompt), parameters, number, lora_request=self._lora
+                tokens_input(list(prompt)), parameters, number, lora_request=self._lora
             )
             async with aclosing(outputs):
                 async for output in outputs:
@@ -341,10 +316,3 @@ class VllmAligner:
             raise ReviewError(f"vLLM refused the review: {cause}") from error
         finally:
             self._running.discard(number)
-
-
-def _common(some: Sequence[int], other: Sequence[int]) -> list[int]:
-    """What both begin with."""
-    return [
-        a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(some, other, strict=False))
-    ]

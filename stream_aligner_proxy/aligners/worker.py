@@ -22,6 +22,7 @@ from typing import Protocol
 
 from stream_aligner_proxy.aligners.decoding import Batch
 from stream_aligner_proxy.aligners.row import Row
+from stream_aligner_proxy.aligners.telling import Telling
 from stream_aligner_proxy.core.errors import ReviewError
 from stream_aligner_proxy.core.ports import Progress
 from stream_aligner_proxy.core.records import Review, Verdict
@@ -46,22 +47,10 @@ class Job:
         self.review = review
         self.future: asyncio.Future[Verdict] = loop.create_future()
         self.withdrawn = False
-        self.watched = progress is not None
-        self._progress = progress or (lambda text: None)
-        self._told = ""
-        self._seen = 0
+        self.telling = Telling(
+            None if progress is None else lambda text: self._hand_over(lambda: progress(text))
+        )
         self._loop = loop
-
-    def due(self, tokens: int) -> bool:
-        """Whether an output of so many tokens is worth another look: each look reads all of it."""
-        return self.watched and tokens > self._seen + self._seen // 16
-
-    def tell(self, text: str, tokens: int) -> None:
-        """Pass on what is final of an output of `tokens` tokens."""
-        self._seen = tokens
-        if len(text) > len(self._told) and text.startswith(self._told):
-            self._told = text
-            self._hand_over(lambda: self._progress(text))
 
     def succeed(self, verdict: Verdict) -> None:
         self._hand_over(lambda: self.future.set_result(verdict))
@@ -253,15 +242,15 @@ class Worker:
                 job.fail(ReviewError(f"the aligner failed: {type(error).__name__}"))
 
     def _tell(self, row: Row) -> None:
-        job = self._running[row]
-        if not job.due(len(row.output)):
+        telling = self._running[row].telling
+        if not telling.due(len(row.output)):
             return
         try:
-            job.tell(self._engine.beginning(row), len(row.output))
+            telling.tell(self._engine.beginning(row), len(row.output))
         except Exception:
             # The verdict will say what is wrong; until then there is just nothing to tell.
             log.exception("a revision could not be read")
-            job.watched = False
+            telling.stop()
 
     def _look_ahead(self) -> None:
         """One short pass for a review that may come, if there is none that is here."""

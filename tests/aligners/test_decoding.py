@@ -10,11 +10,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stream_aligner_proxy.aligners.choosing import Chooser, Sampling, bias_of
+from stream_aligner_proxy.aligners.choosing import Chooser, bias_of
 from stream_aligner_proxy.aligners.decoding import Batch, Decoder
 from stream_aligner_proxy.aligners.drafting import DraftCursor, Trust, best_width, groups
 from stream_aligner_proxy.aligners.kv import KV, Prefixes
 from stream_aligner_proxy.aligners.network import Network, takes_back
+from stream_aligner_proxy.aligners.options import Sampling
 from stream_aligner_proxy.aligners.pacing import pass_cost
 from stream_aligner_proxy.aligners.row import Row
 from tests.aligners.models import ARCHITECTURES, model

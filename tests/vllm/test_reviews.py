@@ -103,7 +103,7 @@ async def test_the_beginning_of_an_expected_review_is_read_before_it_comes(
     aligner.expect(replace(review, sentence="That"))
     assert aligner._reading is reading  # one at a time
     await reading
-    prompt, _ = aligner._framed(review)
+    prompt = list(aligner._framed(review).prompt)
     parameters = aligner._parameters(1, prompt, parts=False)
     async for output in aligner._engine.generate(tokens_input(prompt), parameters, "probe"):
         assert output.num_cached_tokens > len(prompt) / 2
