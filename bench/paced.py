@@ -18,6 +18,7 @@ from stream_aligner_proxy.core.records import (
     NEUTRAL,
     ChatRequest,
     Chunk,
+    Continuation,
     Review,
     Scope,
     Turn,
@@ -97,8 +98,8 @@ class PacedUpstream:
         self.written = 0
         self.runs = 0
 
-    def can_continue(self, request: ChatRequest) -> bool:
-        return True
+    def continuation(self, request: ChatRequest) -> Continuation:
+        return Continuation("prefill")
 
     async def models(self) -> list[dict[str, object]]:
         return [{"id": "m"}]

@@ -91,13 +91,14 @@ class Session:
         self._policy = policy
         self._observers = observers
         self._clock = clock
-        can_continue = policy.mode is Mode.STREAM and upstream.can_continue(request)
+        way = upstream.continuation(request)
+        can_continue = policy.mode is Mode.STREAM and way.possible
         self._loop = (
             ShadowLoop(request, policy)
             if policy.mode is Mode.SHADOW
             else AlignmentLoop(request, policy, can_continue=can_continue)
         )
-        self._continuation = _continuation(policy.mode, can_continue)
+        self._continuation = way.way if policy.mode is Mode.STREAM else "none"
         self._branches: dict[int, asyncio.Task[None]] = {}
         self._reviews: dict[int, asyncio.Task[None]] = {}
         self._review_times: dict[int, tuple[float, float | None]] = {}  # started, verdict
@@ -275,12 +276,6 @@ class Session:
     def _tell(self, call: Callable[[Observer], None]) -> None:
         for observer in self._observers:
             call(observer)
-
-
-def _continuation(mode: Mode, can_continue: bool) -> str:
-    if mode is not Mode.STREAM:
-        return "none"
-    return "prefill" if can_continue else "rewrite-only"
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -4,7 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from stream_aligner_proxy.core.records import ChatRequest, Chunk, Delivery, Review, Usage, Verdict
+from stream_aligner_proxy.core.records import (
+    ChatRequest,
+    Chunk,
+    Continuation,
+    Delivery,
+    Review,
+    Usage,
+    Verdict,
+)
 
 
 class MemoryUpstream:
@@ -23,8 +31,8 @@ class MemoryUpstream:
         self.read = 0
         self.prefixes: list[str] = []
 
-    def can_continue(self, request: ChatRequest) -> bool:
-        return self.continues
+    def continuation(self, request: ChatRequest) -> Continuation:
+        return Continuation("prefill" if self.continues else "rewrite-only")
 
     @asynccontextmanager
     async def open(self, request, *, prefix="", max_tokens=None):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 MAX_NGRAM = 3
 
 # How likely a token of a draft is right before any was seen, and how many tokens' worth this belief
-# has beside what is learnt: few, for a decoder whose first drafts are wrong pays for each it trusts.
+# has beside what is learnt: few, for a decoder pays for each wrong draft that it trusts.
 UNTRIED = 0.995
 BELIEF = 8.0
 # What was learnt is forgotten by halves when it is of more tokens than these.

@@ -8,7 +8,8 @@
     │   ├── UpstreamUnreachable 502  refused, reset, DNS, TLS
     │   ├── UpstreamTimeout     504  connect, first byte, or silence in the middle
     │   ├── UpstreamRejected    the upstream's own status and message
-    │   └── UpstreamGarbled     502  not SSE, not JSON, or cut off before its end
+    │   ├── UpstreamGarbled     502  not SSE, not JSON, or cut off before its end
+    │   └── ContinuationFailed  502  it would not write on from a given text
     ├── ReviewError             502  the aligner failed; nothing unreviewed is delivered
     └── ConfigError             never sent: start-up fails with the key's name
 
@@ -74,6 +75,11 @@ class UpstreamError(ProxyError):
     type = "upstream_error"
     code = "upstream_error"
 
+    @property
+    def transient(self) -> bool:
+        """Whether the same request may succeed elsewhere, or a moment later."""
+        return True
+
 
 class UpstreamUnreachable(UpstreamError):
     code = "upstream_unreachable"
@@ -84,12 +90,33 @@ class UpstreamTimeout(UpstreamError):
     code = "upstream_timeout"
 
 
+# Of refusals these are worth a second try; 529 is what an overloaded Anthropic answers.
+_TRANSIENT = frozenset((408, 429, 500, 502, 503, 504, 529))
+
+
 class UpstreamRejected(UpstreamError):
     code = "upstream_rejected"
+
+    @property
+    def transient(self) -> bool:
+        return self.status in _TRANSIENT and self.code != "upstream_credentials"
 
 
 class UpstreamGarbled(UpstreamError):
     code = "upstream_garbled"
+
+
+class ContinuationFailed(UpstreamError):
+    """Asked to continue a text, the upstream refused, or began the answer again.
+
+    Raised before any of the new text was handed out, so whoever kept the old branch can go on.
+    """
+
+    code = "continuation_failed"
+
+    @property
+    def transient(self) -> bool:
+        return False
 
 
 class ReviewError(ProxyError):

@@ -8,6 +8,7 @@ from stream_aligner_proxy.core.records import (
     ChatRequest,
     Chunk,
     Committed,
+    Continuation,
     Cost,
     Review,
     Scope,
@@ -71,8 +72,8 @@ class Upstream(Protocol):
     @property
     def name(self) -> str: ...
 
-    def can_continue(self, request: ChatRequest) -> bool:
-        """Whether a reply to this request can be continued from a given prefix."""
+    def continuation(self, request: ChatRequest) -> Continuation:
+        """How a reply to this request would be continued from a given prefix."""
         ...
 
     def open(
@@ -83,6 +84,8 @@ class Upstream(Protocol):
         Entering sends the request and raises `UpstreamError` on a refusal; leaving closes the
         connection, which is what makes the upstream stop. The last chunk has a `finish_reason`
         (a usage-only chunk may follow); a stream that ends without one raises `UpstreamGarbled`.
+        Where it does not continue the prefix, `ContinuationFailed` is raised, by entering or
+        instead of the first text.
         """
         ...
 

@@ -20,8 +20,24 @@ class Mode(StrEnum):
 
 
 Scope = Literal["sentence", "whole"]
+# How an upstream is made to continue a text, best first: from the very tokens, from a partial
+# message of its own, by being told to; or not at all.
+Way = Literal["ids", "prefill", "instruct", "rewrite-only"]
 
 NEUTRAL = 0.5  # the strength at which an aligner decides as it was trained
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """How an upstream would continue its reply to a request. `sure`: it is known to do so; where
+    it is not, the old branch is kept until the new one has shown that it writes on."""
+
+    way: Way
+    sure: bool = True
+
+    @property
+    def possible(self) -> bool:
+        return self.way != "rewrite-only"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from stream_aligner_proxy.core.errors import (
     UpstreamGarbled,
     UpstreamTimeout,
 )
-from stream_aligner_proxy.core.records import ChatRequest, Chunk
+from stream_aligner_proxy.core.records import ChatRequest, Chunk, Continuation
 from stream_aligner_proxy.upstream.bodies import branch_body, can_continue
 from stream_aligner_proxy.upstream.chunks import ChunkReader, parse_object
 from stream_aligner_proxy.upstream.dialects import Dialect, find_dialect
@@ -97,9 +97,10 @@ class HttpUpstream:
     def dialect(self) -> Dialect:
         return self._dialect
 
-    def can_continue(self, request: ChatRequest) -> bool:
+    def continuation(self, request: ChatRequest) -> Continuation:
         """See `bodies.can_continue`."""
-        return can_continue(request.body, self._dialect)
+        able = can_continue(request.body, self._dialect)
+        return Continuation("prefill" if able else "rewrite-only")
 
     @asynccontextmanager
     async def open(
