@@ -9,10 +9,10 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 import orjson
 from yarl import URL
 
@@ -27,7 +27,7 @@ from stream_aligner_proxy.core.records import ChatRequest, Chunk, Continuation
 from stream_aligner_proxy.upstream.bodies import branch_body, can_continue
 from stream_aligner_proxy.upstream.chunks import ChunkReader, parse_object
 from stream_aligner_proxy.upstream.dialects import Dialect, find_dialect
-from stream_aligner_proxy.upstream.exchange import Connections, Exchange, Timeouts
+from stream_aligner_proxy.upstream.exchange import Answer, Connections, Exchange, Timeouts
 from stream_aligner_proxy.upstream.rejections import Refusals
 from stream_aligner_proxy.upstream.streams import (
     MAX_BODY_BYTES,
@@ -74,6 +74,8 @@ class HttpUpstream:
         api_key: str | None = None,
         timeouts: Timeouts | None = None,
         max_connections: int = 1000,
+        http2: bool = True,
+        ca_file: Path | None = None,
     ) -> None:
         self._name = name
         self._dialect = find_dialect(dialect, f"upstreams.{name}.dialect")
@@ -84,7 +86,12 @@ class HttpUpstream:
             raise ConfigError(f"upstreams.{name}.api_key: not a key that a header can carry")
         self._api_key = api_key
         self._timeouts = timeouts or Timeouts()
-        self._connections = Connections(max_connections)
+        try:
+            self._connections = Connections(max_connections, http2=http2, ca_file=ca_file)
+        except OSError as error:
+            raise ConfigError(
+                f"upstreams.{name}.ca_file: holds no certificates that can be read"
+            ) from error
 
     def __repr__(self) -> str:
         return f"HttpUpstream({self._name!r}, dialect={self._dialect.name!r})"
@@ -224,7 +231,7 @@ class HttpUpstream:
         )
         return exchange, refusals
 
-    async def _answer(self, exchange: Exchange, refusals: Refusals) -> aiohttp.ClientResponse:
+    async def _answer(self, exchange: Exchange, refusals: Refusals) -> Answer:
         """The answer, if it is a 200. Raises `UpstreamError`."""
         response = await exchange.send()
         if response.status == 200:
@@ -298,6 +305,6 @@ def _encode(body: Mapping[str, Any]) -> bytes:
         raise RequestError("the request holds what JSON cannot carry") from error
 
 
-def _is_json(response: aiohttp.ClientResponse) -> bool:
+def _is_json(response: Answer) -> bool:
     kind: str = response.headers.get("content-type", "")
     return kind.partition(";")[0].strip().lower() == "application/json"
