@@ -164,11 +164,17 @@ class Connection(asyncio.Protocol):
 
         Raises `aiohttp.ClientConnectionError`. Whoever cancels it has nothing to close.
         """
-        stream = self._open(method, url, headers, with_body=bool(content))
+        try:
+            stream = self._open(method, url, headers, with_body=bool(content))
+        except ProtocolError as error:
+            raise aiohttp.ClientConnectionError("the connection takes no more streams") from error
         try:
             if content:
                 await self._send(stream, content)
             await stream.answered
+        except ProtocolError as error:
+            stream.close()
+            raise aiohttp.ClientConnectionError("the server closed the stream") from error
         except BaseException:
             stream.close()
             raise
