@@ -1,0 +1,193 @@
+"""Whole runs of training.recipe on tiny random models, as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stream_aligner_proxy.aligners.checkpoint import load
+from tests.training import recipe_parts
+from tests.training.recipe_parts import curve
+
+pytest.importorskip("trl", reason="needs the extra `recipe` (TRL)")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+# Sums in another order: float32 rounds each of them by 6e-8 of its size.
+TOLERANCE = 2e-4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    recipe_parts.base(folder / "base")
+    recipe_parts.rows(folder / "train.jsonl")
+    recipe_parts.recipe(folder)
+    return folder
+
+
+def command(folder: Path, out: Path, *settings: str, processes: int = 0) -> list[str]:
+    start = [sys.executable, "-m", "training.recipe"]
+    if processes:
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        start += ["--nproc_per_node", str(processes), "-m", "training.recipe"]
+    sets = [part for setting in settings for part in ("--set", setting)]
+    files = ["--config", folder / "recipe.yaml", "--data", folder, "--out", out]
+    return [*start, "train", *map(str, files), *sets]
+
+
+def run(*args: Any, processes: int = 0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*args, processes=processes),
+        env=recipe_parts.ENV,
+        cwd=recipe_parts.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Path:
+    """An uninterrupted run of one process."""
+    done = run(folder, folder / "plain")
+    assert done.returncode == 0, done.stderr
+    return folder / "plain"
+
+
+def test_a_run_ends_in_a_folder_that_loads_with_its_profile(plain: Path) -> None:
+    checkpoint = load(plain / "model", device="cpu")
+    assert checkpoint.profile == "compact"
+    record = json.loads((plain / "model" / "training_config.json").read_text())
+    assert record["recipe"]["correction"]["epochs"] == 2
+    assert len(record["data"]["fingerprint"]) == 32
+    assert record["code"]
+    losses = curve(plain)
+    assert sorted(losses) == list(range(1, record["steps"]["all"] + 1))
+    assert losses[len(losses)] < losses[1]
+    assert list((plain / "tensorboard").glob("events*"))
+    assert len(list((plain / "checkpoints").iterdir())) <= 2
+
+
+def test_zero_3_on_two_processes_has_the_curve_of_one(folder: Path, plain: Path) -> None:
+    pytest.importorskip("deepspeed", reason="needs the extra `recipe` (DeepSpeed)")
+    done = run(folder, folder / "zero3", "zero.stage=3", processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert curve(folder / "zero3") == pytest.approx(curve(plain), abs=TOLERANCE)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "zero3" / "model")
+    alone: Any = AutoModelForCausalLM.from_pretrained(plain / "model")
+    for mine, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=0)
+
+
+def killed(line: list[str], out: Path) -> None:
+    """Start a run, and kill it and its processes once it has a checkpoint."""
+    process = subprocess.Popen(
+        line,
+        env=recipe_parts.ENV,
+        cwd=recipe_parts.ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while process.poll() is None and not list(out.glob("checkpoints/*/training_config.json")):
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "model").exists()
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_killed_run_goes_on_with_the_same_curve(
+    folder: Path, plain: Path, processes: int
+) -> None:
+    settings = ["zero.stage=3"] if processes else []
+    if processes:
+        pytest.importorskip("deepspeed", reason="needs the extra `recipe` (DeepSpeed)")
+    out = folder / f"killed-{processes}"
+    killed(command(folder, out, *settings, processes=processes), out)
+    done = run(folder, out, *settings, processes=processes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "going on from step" in done.stdout
+    assert curve(out) == pytest.approx(curve(plain), abs=TOLERANCE if processes else 1e-6)
+
+
+def test_another_recipe_does_not_go_on_with_a_run(folder: Path, plain: Path) -> None:
+    done = run(folder, plain, "correction.lr=0.1")
+    assert done.returncode == 2
+    assert "holds a run with another recipe" in done.stderr
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good(folder: Path) -> None:
+    out = folder / "diverged"
+    done = run(folder, out, "correction.lr=1e36", "optim.clip=1e30")
+    assert done.returncode == 4, done.stderr[-2000:]
+    assert "lower the learning rate" in done.stderr
+    for checkpoint in (out / "checkpoints").glob("*"):
+        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint)
+        assert all(weight.isfinite().all() for weight in model.parameters())
+
+
+def test_a_merged_lora_is_a_whole_model(folder: Path) -> None:
+    pytest.importorskip("peft")
+    out = folder / "lora"
+    done = run(folder, out, "method=lora", "precision=bf16", "activation_checkpointing=true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert load(out / "model", device="cpu").profile == "compact"
+
+
+def test_an_adapter_loads_beside_its_base(folder: Path) -> None:
+    pytest.importorskip("peft")
+    out = folder / "adapter"
+    done = run(folder, out, "method=lora", "lora.merge=false")
+    assert done.returncode == 0, done.stderr[-3000:]
+    loaded = load(folder / "base", adapter=out / "model", device="cpu")
+    assert loaded.profile == "compact"
+
+
+def test_what_is_not_here_is_said_at_once(folder: Path) -> None:
+    done = run(folder, folder / "none", "method=qlora")
+    assert done.returncode == 2
+    assert "method: " in done.stderr
+
+
+def test_each_example_of_a_packed_row_has_the_loss_it_has_alone(folder: Path) -> None:
+    from training.recipe.config import load_recipe
+    from training.recipe.rows import Encoder, profile_of, read
+    from training.recipe.schedule import pack
+    from training.recipe.trainer import Collate
+
+    recipe = load_recipe(str(folder / "recipe.yaml"))
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder / "base")
+    encoder = Encoder(tokenizer, profile_of(recipe), keep_token=True)
+    examples = encoder.all(list(read([folder / "train.jsonl"]))[:24], 160, "error")
+    rows = pack(examples, 160)
+    assert max(map(len, rows)) > 1
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "base", attn_implementation="sdpa")
+    model.eval()
+
+    def losses(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
+        return torch.nn.functional.cross_entropy(
+            logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:], reduction="none"
+        )
+
+    with torch.no_grad():
+        together = losses(Collate(rows, 0, flat=False)([{"row": n} for n in range(len(rows))]))
+        for number, row in enumerate(rows):
+            at = 0
+            for example in row:
+                alone = losses(Collate([[example]], 0, flat=False)([{"row": 0}]))[0]
+                mine = together[number, at : at + len(example.ids) - 1]
+                torch.testing.assert_close(mine, alone, atol=1e-4, rtol=0)
+                assert alone.count_nonzero() == len(example.ids) - example.start
+                at += len(example.ids)
