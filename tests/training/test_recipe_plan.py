@@ -135,7 +135,7 @@ def test_an_answer_says_keep_or_end_where_the_row_does(tokenizer: Any, folder: P
 
 
 def test_a_profile_whose_tokens_are_missing_is_refused_by_name(tokenizer: Any) -> None:
-    with pytest.raises(ConfigError, match="<start_of_turn>, <end_of_turn>; set model.add_tokens"):
+    with pytest.raises(ConfigError, match=r"<start_of_turn>, <end_of_turn>; set model\.add"):
         Encoder(tokenizer, PROFILES["stream-aligner"], True)
 
 

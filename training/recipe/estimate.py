@@ -60,7 +60,8 @@ def size(recipe: Recipe) -> Size:
 
         config: Any = AutoConfig.from_pretrained(base, local_files_only=True)
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config)
+            factory: Any = AutoModelForCausalLM
+            model = factory.from_config(config)
         text = config.get_text_config(decoder=True)
         return Size(model.num_parameters(), text.num_hidden_layers, text.hidden_size)
     if recipe.parameters is None:

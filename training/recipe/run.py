@@ -22,6 +22,7 @@ from training.recipe import estimate, keeping
 from training.recipe.config import Recipe, accumulation
 from training.recipe.rows import (
     DataError,
+    Encoded,
     Encoder,
     files,
     fingerprint,
@@ -76,7 +77,7 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
     added = _add_tokens(recipe, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    plan, unseen, record = _data(recipe, tokenizer, data)
+    plan, unseen, record = prepare(recipe, tokenizer, data)
     flash = _attention(recipe, cuda)
     steps_done = _resume(out, record)
     if steps_done and steps_done >= plan.steps and (out / "model").is_dir():
@@ -151,9 +152,10 @@ def _add_tokens(recipe: Recipe, tokenizer: Any) -> bool:
     return True
 
 
-def _data(
+def prepare(
     recipe: Recipe, tokenizer: Any, folder: Path
-) -> tuple[Schedule, list[list[Any]], dict[str, Any]]:
+) -> tuple[Schedule, list[list[Encoded]], dict[str, Any]]:
+    """The steps of a run, the held-out rows, and what its checkpoints will say about it."""
     encoder = Encoder(tokenizer, profile_of(recipe), recipe.model.keep_token)
     learn, keep = files(folder)
     samples = list(read(learn))
@@ -268,7 +270,8 @@ def _model(recipe: Recipe, tokenizer: Any, added: bool, attention: str) -> Any:
     if recipe.method == "qlora":
         from transformers import BitsAndBytesConfig  # noqa: PLC0415
 
-        more["quantization_config"] = BitsAndBytesConfig(
+        four_bits: Any = BitsAndBytesConfig
+        more["quantization_config"] = four_bits(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,

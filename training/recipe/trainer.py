@@ -85,9 +85,11 @@ class AlignerTrainer(SFTTrainer):  # type: ignore[misc]
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        if self.lr_scheduler is None:
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self._rate)
-        return self.lr_scheduler
+        made: Any = getattr(self, "lr_scheduler", None)
+        if made is None:
+            made = LambdaLR(optimizer or self.optimizer, self._rate)
+            self.lr_scheduler = made
+        return made
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._out / keeping.WRITING)
@@ -124,7 +126,7 @@ class Meter:
     peak: float | None
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class Watch(TrainerCallback):
     """Progress line and `metrics.jsonl`; stops on a loss that is not a number."""
 
     def __init__(self, out: Path, meter: Meter, lead: bool) -> None:
