@@ -28,6 +28,8 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    # The deepspeed launcher hands it over; the environment says the same.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("train", help="train, or go on where a run in OUT stopped")
     plan = commands.add_parser("plan", help="say what would run and what it takes; loads nothing")
@@ -43,8 +45,6 @@ def main(argv: list[str] | None = None) -> int:
         )
     run.add_argument("--data", type=Path, required=True, help="folder with train*.jsonl, or a file")
     run.add_argument("--out", type=Path, required=True, help="folder for the run")
-    # The deepspeed launcher hands it over; the environment says the same.
-    run.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     plan.add_argument("--data", type=Path, help="rows, for the time (their characters / 4)")
     plan.add_argument("--devices", type=int, default=1, help="devices in all (default 1)")
     plan.add_argument("--device-gib", type=float, help="memory of one: says whether it fits")
