@@ -130,7 +130,7 @@ def _assistant_blocks(message: Mapping[str, Any], place: str) -> list[Block]:
 
 def _thinking(message: Mapping[str, Any], place: str) -> Iterator[Block]:
     """Thinking that came with an earlier reply, signed: a turn with tool calls needs it again."""
-    given = message.get("thinking_blocks") or ()
+    given = message.get("thinking_blocks") or []
     if not isinstance(given, list) or not all(isinstance(block, Mapping) for block in given):
         raise refusal(f"{place}.thinking_blocks", "must be a list of objects")
     for block in given:
