@@ -120,7 +120,8 @@ def _find(value: Mapping[str, Any]) -> dict[str, Any] | None:
     code), Google's (the type is called status)."""
     error = value.get("error")
     if isinstance(error, dict):
-        found = {"type": error.get("status"), **error}
+        status = error.get("status")
+        found = {"type": status, **error} if isinstance(status, str) else error
     elif isinstance(error, str):
         found = {**value, "message": error}
     elif "message" in value:
