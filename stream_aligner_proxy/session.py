@@ -38,6 +38,7 @@ from stream_aligner_proxy.core.events import (
     TextEnded,
 )
 from stream_aligner_proxy.core.loop import AlignmentLoop
+from stream_aligner_proxy.core.passing import PassingLoop
 from stream_aligner_proxy.core.ports import Aligner, Observer, Upstream
 from stream_aligner_proxy.core.records import (
     ChatRequest,
@@ -64,7 +65,7 @@ class Reply(Protocol):
 
 
 class Session:
-    """One reply in mode `stream`, `whole` or `shadow`. Use once.
+    """One reply, in mode `off` too where it cannot be relayed as it is. Use once.
 
     `observers` must not raise: `observers.guard.Guarded` sees to that.
     """
@@ -80,7 +81,7 @@ class Session:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         scope = "whole" if policy.mode is Mode.WHOLE else "sentence"
-        if scope not in aligner.scopes:
+        if policy.mode is not Mode.OFF and scope not in aligner.scopes:
             raise RequestError(
                 f"the aligner {aligner.name!r} cannot review a {scope}: choose another mode",
                 param="stream_aligner.mode",
@@ -93,11 +94,14 @@ class Session:
         self._clock = clock
         way = upstream.continuation(request)
         can_continue = policy.mode is Mode.STREAM and way.possible
-        self._loop = (
-            ShadowLoop(request, policy)
-            if policy.mode is Mode.SHADOW
-            else AlignmentLoop(request, policy, can_continue=can_continue)
-        )
+        self._loop: AlignmentLoop | ShadowLoop | PassingLoop
+        match policy.mode:
+            case Mode.OFF:
+                self._loop = PassingLoop(request)
+            case Mode.SHADOW:
+                self._loop = ShadowLoop(request, policy)
+            case _:
+                self._loop = AlignmentLoop(request, policy, can_continue=can_continue)
         self._continuation = way.way if policy.mode is Mode.STREAM else "none"
         self._branches: dict[int, asyncio.Task[None]] = {}
         self._reviews: dict[int, asyncio.Task[None]] = {}

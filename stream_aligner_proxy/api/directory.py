@@ -40,7 +40,13 @@ class Relayed(Protocol):
 
 
 class ServedUpstream(Upstream, Protocol):
-    """What the API needs of an upstream beside branches."""
+    """What the API needs of an upstream beside branches.
+
+    `relays`: it speaks the client's API, so that a request in mode `off` can pass through as it is.
+    """
+
+    @property
+    def relays(self) -> bool: ...
 
     def relay(
         self,

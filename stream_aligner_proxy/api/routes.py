@@ -62,7 +62,7 @@ def routes(service: Service) -> APIRouter:
         )
         upstream = await service.directory.pick(plan.request.model, plan.request.headers)
         headers = _reply_headers(plan)
-        if plan.mode is Mode.OFF:
+        if plan.mode is Mode.OFF and upstream.relays:
             return RelayResponse(
                 upstream,
                 plan,
@@ -83,7 +83,7 @@ def routes(service: Service) -> APIRouter:
             model=plan.request.model,
             stream=plan.stream,
             include_usage=plan.include_usage,
-            provenance=plan.provenance,
+            provenance=plan.provenance and plan.mode is not Mode.OFF,
             request_id=plan.request.request_id,
             headers=headers,
             count_error=service.count_error,

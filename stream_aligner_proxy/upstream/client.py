@@ -35,6 +35,7 @@ from stream_aligner_proxy.upstream.streams import (
     FrameStream,
     WholeReply,
 )
+from stream_aligner_proxy.upstream.wires import Reader
 
 _MAX_ERROR_BYTES = 64 * 1024
 _FORWARDED = frozenset(("traceparent", "tracestate", "x-request-id"))
@@ -80,8 +81,10 @@ class HttpUpstream:
         self._name = name
         self._dialect = find_dialect(dialect, f"upstreams.{name}.dialect")
         base, self._basic = _checked_address(base_url, f"upstreams.{name}.base_url")
+        self._base = base
+        self._wire = self._dialect.wire
         self._chat_url = (base / "chat/completions").with_query(base.query)
-        self._models_url = (base / "models").with_query(base.query)
+        self._models_url = self._below(self._wire.models_path if self._wire else "models")
         if api_key is not None and not _sendable(api_key):
             raise ConfigError(f"upstreams.{name}.api_key: not a key that a header can carry")
         self._api_key = api_key
@@ -104,6 +107,11 @@ class HttpUpstream:
     def dialect(self) -> Dialect:
         return self._dialect
 
+    @property
+    def relays(self) -> bool:
+        """Whether it speaks the client's API."""
+        return self._wire is None or self._wire.relays
+
     def continuation(self, request: ChatRequest) -> Continuation:
         """See `bodies.can_continue`."""
         able = can_continue(request.body, self._dialect)
@@ -115,11 +123,17 @@ class HttpUpstream:
     ) -> AsyncIterator[AsyncIterator[Chunk]]:
         """Run one branch; see the port. `prefix` comes without trailing whitespace, and the new
         text keeps its leading whitespace: only so does the seam tokenise as one text would."""
-        body = branch_body(request.body, self._dialect, prefix=prefix, max_tokens=max_tokens)
         headers, refusals = self._headers(request.headers, request.request_id, stream=True)
-        repeated = prefix if self._dialect.repeats_prefix else ""
-        reader = ChunkReader(refusals, repeated)
-        async with self._named(self._post(_encode(body), headers)) as exchange:
+        reader: Reader
+        if (wire := self._wire) is not None:
+            body = wire.branch(request.body, self._dialect, prefix=prefix, max_tokens=max_tokens)
+            url = self._below(wire.path(request.body))
+            reader = wire.reader(refusals)
+        else:
+            body = branch_body(request.body, self._dialect, prefix=prefix, max_tokens=max_tokens)
+            url = self._chat_url
+            reader = ChunkReader(refusals, prefix if self._dialect.repeats_prefix else "")
+        async with self._named(self._post(_encode(body), headers, url)) as exchange:
             response = await self._answer(exchange, refusals)
             kind = WholeReply if _is_json(response) else ChunkStream
             chunks = kind(exchange, reader)
@@ -142,7 +156,7 @@ class HttpUpstream:
         """
         sent, refusals = self._headers(headers, request_id, stream=stream)
         content = body if isinstance(body, bytes) else _encode(body)
-        async with self._named(self._post(content, sent)) as exchange:
+        async with self._named(self._post(content, sent, self._chat_url)) as exchange:
             response = await self._answer(exchange, refusals)
             told = {name: response.headers[name] for name in _RETURNED if name in response.headers}
             choices = body.get("n") if isinstance(body, Mapping) else None
@@ -166,7 +180,8 @@ class HttpUpstream:
             body = await exchange.read_all(MAX_BODY_BYTES)
         finally:
             exchange.close()
-        data = parse_object(body).get("data")
+        answer = parse_object(body)
+        data = self._wire.models(answer) if self._wire else answer.get("data")
         if not isinstance(data, list) or not all(isinstance(model, dict) for model in data):
             raise UpstreamGarbled(f"upstream {self._name!r} sent a malformed list of models")
         return data
@@ -206,11 +221,16 @@ class HttpUpstream:
         """Close the connection pool."""
         await self._connections.close()
 
-    def _post(self, content: bytes, headers: dict[str, str]) -> Exchange:
+    def _below(self, path: str) -> URL:
+        """An address below the base. `path` is encoded already, and may have a query."""
+        base = str(self._base.with_query(None)).rstrip("/")
+        return URL(f"{base}/{path}", encoded=True).update_query(self._base.query)
+
+    def _post(self, content: bytes, headers: dict[str, str], url: URL) -> Exchange:
         return Exchange(
             self._connections,
             "POST",
-            self._chat_url,
+            url,
             headers=headers,
             timeouts=self._timeouts,
             upstream=self._name,
@@ -256,6 +276,11 @@ class HttpUpstream:
         if self._basic:
             sent["authorization"] = self._basic
         secret = sent.get("authorization", "").removeprefix("Bearer ")
+        if self._dialect.key_header != "authorization" and secret and not self._basic:
+            del sent["authorization"]
+            sent[self._dialect.key_header] = secret
+        if self._wire is not None:
+            sent |= self._wire.headers
         secrets = (secret,) if len(secret) >= _MIN_SECRET_CHARS else ()
         sent["accept"] = "text/event-stream" if stream else "application/json"
         sent["content-type"] = "application/json"
