@@ -63,6 +63,10 @@ class Metrics:
         self._in_vain = counter(
             "reviews_in_vain", "Of these, dropped or made of text that was thrown away."
         )
+        self._resumes = counter("resumes", "Branches opened because one broke.")
+        self._refused = counter(
+            "refused_continuations", "Branches that would not continue the text they were given."
+        )
         self._skipped = counter(
             "skipped_sentences", "Sentences delivered unreviewed because max_reviews were made."
         )
@@ -98,6 +102,8 @@ class Metrics:
         self._reviews.inc(cost.reviews)
         self._in_vain.inc(cost.reviews_in_vain)
         self._skipped.inc(cost.skipped)
+        self._resumes.inc(cost.resumes)
+        self._refused.inc(cost.refused_continuations)
 
     def error(self, error: ProxyError) -> None:
         """Count an error that a client was told."""
