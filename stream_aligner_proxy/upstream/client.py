@@ -7,7 +7,7 @@ makes the server stop. Rule: no error, repr or log line holds a key or the serve
 import re
 from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,20 @@ from yarl import URL
 
 from stream_aligner_proxy.core.errors import (
     ConfigError,
+    ContinuationFailed,
     RequestError,
     UpstreamError,
     UpstreamGarbled,
+    UpstreamRejected,
     UpstreamTimeout,
 )
-from stream_aligner_proxy.core.records import ChatRequest, Chunk, Continuation
-from stream_aligner_proxy.upstream.bodies import branch_body, can_continue
+from stream_aligner_proxy.core.records import ChatRequest, Chunk, Continuation, Way
+from stream_aligner_proxy.upstream.bodies import branch_body, told_to_go_on
 from stream_aligner_proxy.upstream.chunks import ChunkReader, parse_object
+from stream_aligner_proxy.upstream.continuing import ContinuedReader
 from stream_aligner_proxy.upstream.dialects import Dialect, find_dialect
 from stream_aligner_proxy.upstream.exchange import Answer, Connections, Exchange, Timeouts
+from stream_aligner_proxy.upstream.probing import probe
 from stream_aligner_proxy.upstream.rejections import Refusals
 from stream_aligner_proxy.upstream.streams import (
     MAX_BODY_BYTES,
@@ -35,9 +39,18 @@ from stream_aligner_proxy.upstream.streams import (
     FrameStream,
     WholeReply,
 )
+from stream_aligner_proxy.upstream.tokenizing import (
+    CompletionReader,
+    completion_body,
+    ids_of,
+    tokenize_body,
+)
+from stream_aligner_proxy.upstream.ways import SETTINGS, Class, Setting, Ways
 from stream_aligner_proxy.upstream.wires import Reader
 
 _MAX_ERROR_BYTES = 64 * 1024
+# Refusals that are about what was asked, not about the moment or the key.
+_NOT_UNDERSTOOD = frozenset((400, 404, 405, 415, 422, 501))
 _FORWARDED = frozenset(("traceparent", "tracestate", "x-request-id"))
 # Belong to the client's account: they go with its key, never with the proxy's.
 _FORWARDED_WITH_KEY = frozenset(("authorization", "openai-organization", "openai-project"))
@@ -73,6 +86,9 @@ class HttpUpstream:
         dialect: str = "generic",
         *,
         api_key: str | None = None,
+        continuation: Setting = "auto",
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
         timeouts: Timeouts | None = None,
         max_connections: int = 1000,
         http2: bool = True,
@@ -80,7 +96,14 @@ class HttpUpstream:
     ) -> None:
         self._name = name
         self._dialect = find_dialect(dialect, f"upstreams.{name}.dialect")
+        if continuation not in SETTINGS:
+            raise ConfigError(
+                f"upstreams.{name}.continuation: must be one of {', '.join(SETTINGS)}"
+            )
+        self._ways = Ways(self._dialect, continuation)
+        self._own_headers = {key.lower(): value for key, value in (headers or {}).items()}
         base, self._basic = _checked_address(base_url, f"upstreams.{name}.base_url")
+        base = base.update_query(query or {})
         self._base = base
         self._wire = self._dialect.wire
         self._chat_url = (base / "chat/completions").with_query(base.query)
@@ -112,10 +135,20 @@ class HttpUpstream:
         """Whether it speaks the client's API."""
         return self._wire is None or self._wire.relays
 
+    @property
+    def ways(self) -> Ways:
+        """What is known of how it continues."""
+        return self._ways
+
     def continuation(self, request: ChatRequest) -> Continuation:
-        """See `bodies.can_continue`."""
-        able = can_continue(request.body, self._dialect)
-        return Continuation("prefill" if able else "rewrite-only")
+        """How a reply to this request would be continued; see `Ways`."""
+        return self._ways.best(request.body)
+
+    async def probe(self, model: str, headers: Mapping[str, str] | None = None) -> Class:
+        """Find out what it does with a partial message, and remember it. Raises `UpstreamError`."""
+        found = await probe(self, model, headers)
+        self._ways.classify(model, found)
+        return found
 
     @asynccontextmanager
     async def open(
@@ -123,16 +156,76 @@ class HttpUpstream:
     ) -> AsyncIterator[AsyncIterator[Chunk]]:
         """Run one branch; see the port. `prefix` comes without trailing whitespace, and the new
         text keeps its leading whitespace: only so does the seam tokenise as one text would."""
+        async with AsyncExitStack() as stack:
+            yield await self._enter(stack, request, prefix, max_tokens)
+
+    def prefilled(
+        self, request: ChatRequest, prefix: str, max_tokens: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
+        """One branch with a partial message, as the upstream answers it: for the probe."""
+        return self._run(request, prefix, max_tokens, "prefill", watched=False)
+
+    async def _enter(
+        self, stack: AsyncExitStack, request: ChatRequest, prefix: str, max_tokens: int | None
+    ) -> AsyncIterator[Chunk]:
+        """Run one branch by the best way that the upstream accepts."""
+        if not prefix:
+            return await stack.enter_async_context(self._run(request, "", max_tokens, "prefill"))
+        refused: list[tuple[Way, UpstreamRejected]] = []
+        for way in self._ways.order(request.body):
+            branch = self._run(request, prefix, max_tokens, way)
+            try:
+                chunks = await stack.enter_async_context(branch)
+            except UpstreamRejected as error:
+                # The same request was answered before there was a prefix.
+                if error.status not in _NOT_UNDERSTOOD:
+                    raise
+                refused.append((way, error))
+            else:
+                for other, _ in refused:
+                    self._ways.refute(request.model, other)
+                return chunks
+        failed = ContinuationFailed(f"upstream {self._name!r} would not continue the text")
+        failed.upstream = self._name
+        raise failed from (refused[-1][1] if refused else None)
+
+    @asynccontextmanager
+    async def _run(
+        self,
+        request: ChatRequest,
+        prefix: str,
+        max_tokens: int | None,
+        way: Way,
+        *,
+        watched: bool = True,
+    ) -> AsyncIterator[AsyncIterator[Chunk]]:
+        """One branch, continuing `prefix`, where there is one, by `way`."""
         headers, refusals = self._headers(request.headers, request.request_id, stream=True)
+        body, given = request.body, prefix
+        if prefix and way == "instruct":
+            body, given = told_to_go_on(body, prefix), ""
         reader: Reader
         if (wire := self._wire) is not None:
-            body = wire.branch(request.body, self._dialect, prefix=prefix, max_tokens=max_tokens)
-            url = self._below(wire.path(request.body))
+            url = self._below(wire.path(body))
+            body = wire.branch(body, self._dialect, prefix=given, max_tokens=max_tokens)
             reader = wire.reader(refusals)
         else:
-            body = branch_body(request.body, self._dialect, prefix=prefix, max_tokens=max_tokens)
             url = self._chat_url
-            reader = ChunkReader(refusals, prefix if self._dialect.repeats_prefix else "")
+            body = branch_body(body, self._dialect, prefix=given, max_tokens=max_tokens)
+            repeated = given if watched and self._ways.repeats(request.model) else ""
+            reader = ChunkReader(refusals, repeated)
+        if prefix and way == "ids":
+            url = self._below("completions")
+            body = completion_body(body, *await self._tokenized(body, headers, refusals))
+            reader = CompletionReader(ChunkReader(refusals))
+        if prefix and watched:
+            model = request.model
+            reader = ContinuedReader(
+                reader,
+                prefix,
+                lambda well: (self._ways.saw if well else self._ways.refute)(model, way),
+                seam=not self._ways.sure(model, way),
+            )
         async with self._named(self._post(_encode(body), headers, url)) as exchange:
             response = await self._answer(exchange, refusals)
             kind = WholeReply if _is_json(response) else ChunkStream
@@ -140,6 +233,17 @@ class HttpUpstream:
             yield chunks
             if chunks.over:
                 await exchange.drain()
+
+    async def _tokenized(
+        self, body: Mapping[str, Any], headers: dict[str, str], refusals: Refusals
+    ) -> tuple[list[int], int | None]:
+        """The ids of a body's conversation, and the room left behind them."""
+        root = self._base.parent if self._base.name == "v1" else self._base
+        sent = {**headers, "accept": "application/json"}
+        url = root / "tokenize"
+        async with self._named(self._post(_encode(tokenize_body(body)), sent, url)) as exchange:
+            await self._answer(exchange, refusals)
+            return ids_of(await exchange.read_all(MAX_BODY_BYTES))
 
     @asynccontextmanager
     async def relay(
@@ -281,7 +385,12 @@ class HttpUpstream:
             sent[self._dialect.key_header] = secret
         if self._wire is not None:
             sent |= self._wire.headers
-        secrets = (secret,) if len(secret) >= _MIN_SECRET_CHARS else ()
+        sent |= self._own_headers
+        secrets = tuple(
+            value
+            for value in (secret, *self._own_headers.values())
+            if len(value) >= _MIN_SECRET_CHARS
+        )
         sent["accept"] = "text/event-stream" if stream else "application/json"
         sent["content-type"] = "application/json"
         return sent, Refusals(self._name, self._api_key is not None, secrets)

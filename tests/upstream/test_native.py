@@ -125,10 +125,11 @@ async def test_a_model_that_refuses_a_prefill_is_not_asked_and_says_so_when_it_i
 ) -> None:
     async with native(dialect) as (upstream, _):
         request = chat(dialect, model=NEWER[dialect], temperature=0.5)
-        assert not upstream.continuation(request).possible
+        assert upstream.continuation(request).way == "instruct"
         assert text(await collect(upstream, request)) == REPLY
         with pytest.raises(UpstreamRejected) as caught:
-            await collect(upstream, request, prefix="Anna has 3 apples.")
+            async with upstream.prefilled(request, "Anna has 3 apples.", 50):
+                pass
     assert caught.value.status == 400
     assert not caught.value.transient
 

@@ -6,9 +6,9 @@ import pytest
 
 from stream_aligner_proxy.core.errors import RequestError, UpstreamGarbled, UpstreamRejected
 from stream_aligner_proxy.core.records import Chunk
-from stream_aligner_proxy.upstream.bodies import can_continue
 from stream_aligner_proxy.upstream.dialects import find_dialect
 from stream_aligner_proxy.upstream.rejections import Refusals
+from stream_aligner_proxy.upstream.ways import Ways
 from stream_aligner_proxy.upstream.wires.anthropic import AnthropicWire
 from stream_aligner_proxy.upstream.wires.anthropic_events import AnthropicReader
 from stream_aligner_proxy.upstream.wires.gemini import GeminiWire
@@ -307,7 +307,8 @@ CONTINUES = {
 @pytest.mark.parametrize("dialect", list(CONTINUES))
 def test_only_the_models_that_take_a_prefill_are_asked_to_continue(dialect: str) -> None:
     models = CONTINUES[dialect]
-    assert {m: can_continue(body(m), find_dialect(dialect)) for m in models} == models
+    ways = Ways(find_dialect(dialect))
+    assert {m: ways.order(body(m))[0] == "prefill" for m in models} == models
 
 
 # --- Gemini ----------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from stream_aligner_proxy.upstream.rejections import Refusals
 class Reader(Protocol):
     """One branch's events to chunks."""
 
-    finished: bool
+    @property
+    def finished(self) -> bool: ...
 
     def read(self, event: SseEvent) -> Iterator[Chunk]: ...
 
