@@ -55,6 +55,7 @@ bench: $(STAMP) ## every benchmark: tables on the screen, JSON in bench/results
 	$(BIN)/python -m bench.transparency
 	$(BIN)/python -m bench.demo_accuracy
 	$(BIN)/python -m bench.induction
+	$(BIN)/python -m bench.reopening
 	$(BIN)/python -m bench.clients
 	$(BIN)/python -m bench.gateway
 	$(BIN)/python -m bench.load

@@ -33,6 +33,7 @@ from stream_aligner_proxy.settings.sections import (
 from stream_aligner_proxy.settings.upstreams import Timeouts, UpstreamSettings
 
 __all__ = [
+    "DEFAULT",
     "AlignerSettings",
     "AlignmentSettings",
     "FallbackSettings",
@@ -97,8 +98,9 @@ def build(
         for index, upstream in enumerate(settings.upstreams)
     )
     for index, upstream in enumerate(settings.upstreams):
-        if upstream.tokenizer is not None:
-            _must_exist(upstream.tokenizer, f"upstreams[{index}].tokenizer")
+        for key, path in (("tokenizer", upstream.tokenizer), ("ca_file", upstream.ca_file)):
+            if path is not None:
+                _must_exist(path, f"upstreams[{index}].{key}")
     named = {
         name: _ready(aligner, f"aligners.{name}", env)
         for name, aligner in settings.aligners.items()

@@ -111,6 +111,7 @@ class AlignmentSettings(Section):
     material_edit: Annotated[float, Field(ge=0, le=1)] = _POLICY.material_edit
     max_continuations: Annotated[int, Field(ge=0)] = _POLICY.max_continuations
     max_reviews: Annotated[int, Field(ge=0)] | None = _POLICY.max_reviews
+    max_resumes: Annotated[int, Field(ge=0)] = _POLICY.max_resumes
     merge_below: Annotated[int, Field(ge=0, le=1000)] = _POLICY.merge_below
     max_sentence_chars: Annotated[int, Field(ge=16)] = _POLICY.max_sentence_chars
     max_whole_chars: Annotated[int, Field(ge=16)] = _POLICY.max_whole_chars
@@ -131,6 +132,7 @@ class AlignmentSettings(Section):
             restart_on=self.restart_on,
             material_edit=self.material_edit,
             max_reviews=self.max_reviews,
+            max_resumes=self.max_resumes,
             merge_below=self.merge_below,
             max_continuations=self.max_continuations,
             early_review=self.early_review,

@@ -91,6 +91,8 @@ class UpstreamSettings(Section):
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     retries: Annotated[int, Field(ge=0, le=10)] = 1
     session_header: Annotated[str, AfterValidator(_header_name)] | None = None
+    http2: bool = True
+    ca_file: Annotated[Path, AfterValidator(relative_to_file)] | None = None
     timeouts: Timeouts = Timeouts()
 
     @model_validator(mode="after")

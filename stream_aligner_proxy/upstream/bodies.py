@@ -34,6 +34,8 @@ def can_continue(body: Mapping[str, Any], dialect: Dialect) -> bool:
     """
     if not dialect.continues or body.get("tools") or body.get("functions"):
         return False
+    if dialect.models is not None and not dialect.models.search(str(body.get("model"))):
+        return False
     if any(body.get(name) for name in _GRAMMARS):
         return False
     response_format = body.get("response_format")

@@ -9,10 +9,10 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 import orjson
 from yarl import URL
 
@@ -27,7 +27,7 @@ from stream_aligner_proxy.core.records import ChatRequest, Chunk, Continuation
 from stream_aligner_proxy.upstream.bodies import branch_body, can_continue
 from stream_aligner_proxy.upstream.chunks import ChunkReader, parse_object
 from stream_aligner_proxy.upstream.dialects import Dialect, find_dialect
-from stream_aligner_proxy.upstream.exchange import Connections, Exchange, Timeouts
+from stream_aligner_proxy.upstream.exchange import Answer, Connections, Exchange, Timeouts
 from stream_aligner_proxy.upstream.rejections import Refusals
 from stream_aligner_proxy.upstream.streams import (
     MAX_BODY_BYTES,
@@ -35,6 +35,7 @@ from stream_aligner_proxy.upstream.streams import (
     FrameStream,
     WholeReply,
 )
+from stream_aligner_proxy.upstream.wires import Reader
 
 _MAX_ERROR_BYTES = 64 * 1024
 _FORWARDED = frozenset(("traceparent", "tracestate", "x-request-id"))
@@ -61,7 +62,8 @@ class HttpUpstream:
     """Implements `core.ports.Upstream` over HTTP with one connection pool.
 
     `base_url` includes the API's path (`…/v1`). A configured `api_key` is used for every request;
-    without one the client's own `authorization` goes on. Used from one event loop.
+    without one the client's own `authorization` goes on. `session_header`: a request's header of
+    this name goes on, too. Used from one event loop.
     Raises `ConfigError` for an unknown dialect, an address or a key that cannot work.
     """
 
@@ -74,17 +76,30 @@ class HttpUpstream:
         api_key: str | None = None,
         timeouts: Timeouts | None = None,
         max_connections: int = 1000,
+        http2: bool = True,
+        ca_file: Path | None = None,
+        session_header: str | None = None,
     ) -> None:
         self._name = name
         self._dialect = find_dialect(dialect, f"upstreams.{name}.dialect")
         base, self._basic = _checked_address(base_url, f"upstreams.{name}.base_url")
+        self._base = base
+        self._wire = self._dialect.wire
         self._chat_url = (base / "chat/completions").with_query(base.query)
-        self._models_url = (base / "models").with_query(base.query)
+        self._models_url = self._below(self._wire.models_path if self._wire else "models")
         if api_key is not None and not _sendable(api_key):
             raise ConfigError(f"upstreams.{name}.api_key: not a key that a header can carry")
         self._api_key = api_key
         self._timeouts = timeouts or Timeouts()
-        self._connections = Connections(max_connections)
+        self._forwarded = _FORWARDED if api_key else _FORWARDED | _FORWARDED_WITH_KEY
+        if session_header is not None:
+            self._forwarded |= {session_header}
+        try:
+            self._connections = Connections(max_connections, http2=http2, ca_file=ca_file)
+        except OSError as error:
+            raise ConfigError(
+                f"upstreams.{name}.ca_file: holds no certificates that can be read"
+            ) from error
 
     def __repr__(self) -> str:
         return f"HttpUpstream({self._name!r}, dialect={self._dialect.name!r})"
@@ -97,6 +112,11 @@ class HttpUpstream:
     def dialect(self) -> Dialect:
         return self._dialect
 
+    @property
+    def relays(self) -> bool:
+        """Whether it speaks the client's API."""
+        return self._wire is None or self._wire.relays
+
     def continuation(self, request: ChatRequest) -> Continuation:
         """See `bodies.can_continue`."""
         able = can_continue(request.body, self._dialect)
@@ -108,11 +128,17 @@ class HttpUpstream:
     ) -> AsyncIterator[AsyncIterator[Chunk]]:
         """Run one branch; see the port. `prefix` comes without trailing whitespace, and the new
         text keeps its leading whitespace: only so does the seam tokenise as one text would."""
-        body = branch_body(request.body, self._dialect, prefix=prefix, max_tokens=max_tokens)
         headers, refusals = self._headers(request.headers, request.request_id, stream=True)
-        repeated = prefix if self._dialect.repeats_prefix else ""
-        reader = ChunkReader(refusals, repeated)
-        async with self._named(self._post(_encode(body), headers)) as exchange:
+        reader: Reader
+        if (wire := self._wire) is not None:
+            body = wire.branch(request.body, self._dialect, prefix=prefix, max_tokens=max_tokens)
+            url = self._below(wire.path(request.body))
+            reader = wire.reader(refusals)
+        else:
+            body = branch_body(request.body, self._dialect, prefix=prefix, max_tokens=max_tokens)
+            url = self._chat_url
+            reader = ChunkReader(refusals, prefix if self._dialect.repeats_prefix else "")
+        async with self._named(self._post(_encode(body), headers, url)) as exchange:
             response = await self._answer(exchange, refusals)
             kind = WholeReply if _is_json(response) else ChunkStream
             chunks = kind(exchange, reader)
@@ -135,7 +161,7 @@ class HttpUpstream:
         """
         sent, refusals = self._headers(headers, request_id, stream=stream)
         content = body if isinstance(body, bytes) else _encode(body)
-        async with self._named(self._post(content, sent)) as exchange:
+        async with self._named(self._post(content, sent, self._chat_url)) as exchange:
             response = await self._answer(exchange, refusals)
             told = {name: response.headers[name] for name in _RETURNED if name in response.headers}
             choices = body.get("n") if isinstance(body, Mapping) else None
@@ -159,7 +185,8 @@ class HttpUpstream:
             body = await exchange.read_all(MAX_BODY_BYTES)
         finally:
             exchange.close()
-        data = parse_object(body).get("data")
+        answer = parse_object(body)
+        data = self._wire.models(answer) if self._wire else answer.get("data")
         if not isinstance(data, list) or not all(isinstance(model, dict) for model in data):
             raise UpstreamGarbled(f"upstream {self._name!r} sent a malformed list of models")
         return data
@@ -199,11 +226,16 @@ class HttpUpstream:
         """Close the connection pool."""
         await self._connections.close()
 
-    def _post(self, content: bytes, headers: dict[str, str]) -> Exchange:
+    def _below(self, path: str) -> URL:
+        """An address below the base. `path` is encoded already, and may have a query."""
+        base = str(self._base.with_query(None)).rstrip("/")
+        return URL(f"{base}/{path}", encoded=True).update_query(self._base.query)
+
+    def _post(self, content: bytes, headers: dict[str, str], url: URL) -> Exchange:
         return Exchange(
             self._connections,
             "POST",
-            self._chat_url,
+            url,
             headers=headers,
             timeouts=self._timeouts,
             upstream=self._name,
@@ -224,7 +256,7 @@ class HttpUpstream:
         )
         return exchange, refusals
 
-    async def _answer(self, exchange: Exchange, refusals: Refusals) -> aiohttp.ClientResponse:
+    async def _answer(self, exchange: Exchange, refusals: Refusals) -> Answer:
         """The answer, if it is a 200. Raises `UpstreamError`."""
         response = await exchange.send()
         if response.status == 200:
@@ -236,11 +268,10 @@ class HttpUpstream:
         self, theirs: Mapping[str, str], request_id: str, *, stream: bool
     ) -> tuple[dict[str, str], Refusals]:
         """What is sent, by the allow-list, and how refusals of it are told."""
-        allowed = _FORWARDED if self._api_key else _FORWARDED | _FORWARDED_WITH_KEY
         sent = {
             name.lower(): value
             for name, value in theirs.items()
-            if name.lower() in allowed and _sendable(value)
+            if name.lower() in self._forwarded and _sendable(value)
         }
         if request_id and _sendable(request_id):
             sent["x-request-id"] = request_id
@@ -249,6 +280,11 @@ class HttpUpstream:
         if self._basic:
             sent["authorization"] = self._basic
         secret = sent.get("authorization", "").removeprefix("Bearer ")
+        if self._dialect.key_header != "authorization" and secret and not self._basic:
+            del sent["authorization"]
+            sent[self._dialect.key_header] = secret
+        if self._wire is not None:
+            sent |= self._wire.headers
         secrets = (secret,) if len(secret) >= _MIN_SECRET_CHARS else ()
         sent["accept"] = "text/event-stream" if stream else "application/json"
         sent["content-type"] = "application/json"
@@ -298,6 +334,6 @@ def _encode(body: Mapping[str, Any]) -> bytes:
         raise RequestError("the request holds what JSON cannot carry") from error
 
 
-def _is_json(response: aiohttp.ClientResponse) -> bool:
+def _is_json(response: Answer) -> bool:
     kind: str = response.headers.get("content-type", "")
     return kind.partition(";")[0].strip().lower() == "application/json"

@@ -4,12 +4,14 @@ One record per dialect, in `DIALECTS`; a new upstream is a new record. Sources: 
 documentation and source, and measurements on vLLM 0.32 and llama.cpp.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
 from stream_aligner_proxy.core.errors import ConfigError
+from stream_aligner_proxy.upstream.wires import Wire, anthropic, gemini
 
 UsageOptions = Literal["none", "include", "continuous"]
 
@@ -28,6 +30,8 @@ class Dialect:
     `repeats_prefix`: the answer begins with the prefix, which must be dropped.
     `usage`: what may be asked for in `stream_options`; "none" where the field is refused.
     `limit_fields`: the names understood for the token limit, the preferred one first.
+    `models`: where only some continue, what their names look like.
+    `wire`: the API it speaks, where that is not OpenAI's; `key_header`: where it wants the key.
     """
 
     name: str
@@ -37,6 +41,9 @@ class Dialect:
     repeats_prefix: bool = False
     usage: UsageOptions = "include"
     limit_fields: tuple[str, ...] = ("max_tokens", "max_completion_tokens")
+    models: re.Pattern[str] | None = None
+    wire: Wire | None = None
+    key_header: str = "authorization"
 
 
 _CONTINUE_FINAL: Mapping[str, Any] = MappingProxyType(
@@ -80,6 +87,18 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
             ),
             # A plain trailing assistant message is enough.
             Dialect("ollama", limit_fields=_ONLY_MAX_TOKENS),
+            Dialect(
+                "anthropic",
+                models=re.compile(anthropic.PREFILL_MODELS),
+                wire=anthropic.AnthropicWire(),
+                key_header="x-api-key",
+            ),
+            Dialect(
+                "gemini",
+                models=re.compile(gemini.PREFILL_MODELS),
+                wire=gemini.GeminiWire(),
+                key_header="x-goog-api-key",
+            ),
             # OpenAI accepts a trailing assistant message and starts the answer again.
             Dialect(
                 "openai", continues=False, limit_fields=("max_completion_tokens", "max_tokens")

@@ -73,6 +73,10 @@ class Lease:
         target = self._best(self._order)
         return target.member.client.continuation(self._asked(request, target))
 
+    def way(self, request: ChatRequest) -> str:
+        """How the upstream that writes would continue."""
+        return self._current.member.client.continuation(self._asked(request, self._current)).way
+
     async def models(self) -> list[dict[str, object]]:
         return await self._current.member.models()
 

@@ -26,7 +26,13 @@ class Relayed(Protocol):
 
 
 class Client(Upstream, Protocol):
-    """What is needed of an upstream's client; see `HttpUpstream`."""
+    """What is needed of an upstream's client; see `HttpUpstream`.
+
+    `relays`: it speaks the client's API, so that a request in mode `off` can pass through as it is.
+    """
+
+    @property
+    def relays(self) -> bool: ...
 
     def relay(
         self,
@@ -93,8 +99,7 @@ class Member:
 
     @property
     def relays(self) -> bool:
-        """Whether an OpenAI request can be passed through to it as it is."""
-        return bool(getattr(self.client, "relays", True))
+        return self.client.relays
 
     @property
     def full(self) -> bool:

@@ -27,7 +27,8 @@ def same_target(error: UpstreamError, tried_again: int, most: int) -> float | No
         return None
     if tried_again == 0:
         return random.uniform(0, _FIRST_PAUSE)
-    return random.uniform(0.5, 1) * min(_FIRST_PAUSE * 2**tried_again, _LONGEST_PAUSE)
+    longest: float = min(_FIRST_PAUSE * 2**tried_again, _LONGEST_PAUSE)
+    return random.uniform(longest / 2, longest)
 
 
 def next_target(error: UpstreamError) -> bool:

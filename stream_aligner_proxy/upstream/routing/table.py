@@ -64,23 +64,23 @@ class Table:
     """All routes. The first that fits a name is its route."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
-        self._routes = tuple(routes)
+        self.routes = tuple(routes)
 
     def find(self, model: str) -> int | None:
         """The number of the route for `model`."""
-        for number, route in enumerate(self._routes):
+        for number, route in enumerate(self.routes):
             if route.pattern.match(model) is not None:
                 return number
         return None
 
     def targets(self, model: str) -> Targets | None:
         number = self.find(model)
-        return None if number is None else self._routes[number].targets(model)
+        return None if number is None else self.routes[number].targets(model)
 
     @property
     def names(self) -> list[str]:
         """The names that are no patterns, for the list of models."""
-        return [route.pattern.text for route in self._routes if not route.pattern.wild]
+        return [route.pattern.text for route in self.routes if not route.pattern.wild]
 
     def leads(self, model: str, upstream: str) -> bool:
         """Whether a request for `model` may reach the model of that name at `upstream`."""
