@@ -1,15 +1,17 @@
 """One upstream among others: its health, how many replies it may write at once, and its counts."""
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
+from random import Random
 from typing import Any, Protocol
 
 from stream_aligner_proxy.core.errors import Overloaded, UpstreamError
 from stream_aligner_proxy.core.ports import Upstream
 from stream_aligner_proxy.upstream.routing.health import Health, tells_of_illness
+
+_dice = Random()
 
 
 class Relayed(Protocol):
@@ -145,7 +147,7 @@ class Member:
     async def _recover(self) -> None:
         """Ping until it answers, or a reply has gone well."""
         while not self.health.usable:
-            await asyncio.sleep(self.health.pause * random.uniform(0.8, 1.2))
+            await asyncio.sleep(self.health.pause * _dice.uniform(0.8, 1.2))
             try:
                 await self.ping()
             except UpstreamError:

@@ -3,7 +3,7 @@
 Only before anything was handed out: whoever calls this knows that.
 """
 
-import random
+from random import Random
 
 from stream_aligner_proxy.core.errors import (
     ContinuationFailed,
@@ -15,6 +15,7 @@ _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 2.0
 # A longer wait is the client's affair: it is told how long.
 _SHORT_SECONDS = 2.0
+_dice = Random()  # not the shared one, whose numbers may be somebody's experiment
 
 
 def same_target(error: UpstreamError, tried_again: int, most: int) -> float | None:
@@ -26,9 +27,9 @@ def same_target(error: UpstreamError, tried_again: int, most: int) -> float | No
     if not isinstance(error, UpstreamUnreachable) or tried_again >= most:
         return None
     if tried_again == 0:
-        return random.uniform(0, _FIRST_PAUSE)
+        return _dice.uniform(0, _FIRST_PAUSE)
     longest: float = min(_FIRST_PAUSE * 2**tried_again, _LONGEST_PAUSE)
-    return random.uniform(longest / 2, longest)
+    return _dice.uniform(longest / 2, longest)
 
 
 def next_target(error: UpstreamError) -> bool:
