@@ -75,7 +75,8 @@ class HttpUpstream:
     """Implements `core.ports.Upstream` over HTTP with one connection pool.
 
     `base_url` includes the API's path (`…/v1`). A configured `api_key` is used for every request;
-    without one the client's own `authorization` goes on. Used from one event loop.
+    without one the client's own `authorization` goes on. `session_header`: a request's header of
+    this name goes on, too. Used from one event loop.
     Raises `ConfigError` for an unknown dialect, an address or a key that cannot work.
     """
 
@@ -93,6 +94,7 @@ class HttpUpstream:
         max_connections: int = 1000,
         http2: bool = True,
         ca_file: Path | None = None,
+        session_header: str | None = None,
     ) -> None:
         self._name = name
         self._dialect = find_dialect(dialect, f"upstreams.{name}.dialect")
@@ -112,6 +114,9 @@ class HttpUpstream:
             raise ConfigError(f"upstreams.{name}.api_key: not a key that a header can carry")
         self._api_key = api_key
         self._timeouts = timeouts or Timeouts()
+        self._forwarded = _FORWARDED if api_key else _FORWARDED | _FORWARDED_WITH_KEY
+        if session_header is not None:
+            self._forwarded |= {session_header}
         try:
             self._connections = Connections(max_connections, http2=http2, ca_file=ca_file)
         except OSError as error:
@@ -367,11 +372,10 @@ class HttpUpstream:
         self, theirs: Mapping[str, str], request_id: str, *, stream: bool
     ) -> tuple[dict[str, str], Refusals]:
         """What is sent, by the allow-list, and how refusals of it are told."""
-        allowed = _FORWARDED if self._api_key else _FORWARDED | _FORWARDED_WITH_KEY
         sent = {
             name.lower(): value
             for name, value in theirs.items()
-            if name.lower() in allowed and _sendable(value)
+            if name.lower() in self._forwarded and _sendable(value)
         }
         if request_id and _sendable(request_id):
             sent["x-request-id"] = request_id
