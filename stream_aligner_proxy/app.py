@@ -45,7 +45,8 @@ def create_app(
     `aligner` replaces the one configured as `aligner`. `examples` are the page's example questions.
     Start-up loads the aligners; what goes wrong there is a `ConfigError` from the lifespan.
     """
-    members = [make_member(upstream) for upstream in settings.upstreams]
+    made = [make_member(upstream) for upstream in settings.upstreams]
+    members = [member for member, _ in made]
     table = make_table(settings, members)
     aligners = {
         name: aligner if name == DEFAULT and aligner is not None else make_aligner(section, name)
@@ -92,6 +93,9 @@ def create_app(
             service.ready = True
             # Known models are routed without asking; an upstream that is down is asked again.
             await service.directory.refresh()
+            for _, prober in made:
+                stack.push_async_callback(prober.close)
+                prober.start()
             _log.info(
                 "ready: %d upstreams, %d routes, aligners: %s",
                 len(members),

@@ -1,11 +1,10 @@
 """From settings to parts: upstreams, routes, aligners. `app` runs them, `check` tries them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from stream_aligner_proxy.aligners import registry
 from stream_aligner_proxy.core.errors import ConfigError
 from stream_aligner_proxy.core.ports import Aligner
-from stream_aligner_proxy.core.records import ChatRequest, Turn
 from stream_aligner_proxy.settings import (
     DEFAULT,
     AlignerSettings,
@@ -16,12 +15,10 @@ from stream_aligner_proxy.settings import (
 )
 from stream_aligner_proxy.upstream.client import HttpUpstream
 from stream_aligner_proxy.upstream.exchange import Timeouts
+from stream_aligner_proxy.upstream.prober import Prober
 from stream_aligner_proxy.upstream.routing.member import Member, Terms
 from stream_aligner_proxy.upstream.routing.patterns import Pattern
 from stream_aligner_proxy.upstream.routing.table import Aim, Route, Table
-
-# A request that every upstream would continue which can continue at all.
-_PLAIN = ChatRequest("", {"messages": [{"role": "user", "content": "."}]}, (Turn("user", "."),))
 
 
 def make_upstream(settings: UpstreamSettings) -> HttpUpstream:
@@ -32,6 +29,9 @@ def make_upstream(settings: UpstreamSettings) -> HttpUpstream:
         settings.base_url,
         settings.dialect,
         api_key=key,
+        continuation=settings.continuation,
+        query=settings.query,
+        headers={name: value.get_secret_value() for name, value in settings.headers.items()},
         timeouts=Timeouts(**settings.timeouts.model_dump()),
         http2=settings.http2,
         ca_file=settings.ca_file,
@@ -39,8 +39,8 @@ def make_upstream(settings: UpstreamSettings) -> HttpUpstream:
     )
 
 
-def make_member(settings: UpstreamSettings) -> Member:
-    """The client with its terms. Raises `ConfigError`."""
+def make_member(settings: UpstreamSettings) -> tuple[Member, Prober]:
+    """The client with its terms, and what finds out how it continues. Raises `ConfigError`."""
     client = make_upstream(settings)
     terms = Terms(
         retries=settings.retries,
@@ -50,16 +50,8 @@ def make_member(settings: UpstreamSettings) -> Member:
         session_header=settings.session_header,
     )
 
-    def found() -> Mapping[str, object]:
-        way = client.continuation(_PLAIN)
-        return {
-            "dialect": client.dialect.name,
-            "way": way.way,
-            "class": "unknown" if way.possible else "rejects",
-            "sure": way.sure,
-        }
-
-    return Member(client, terms, found=found)
+    prober = Prober(client, enabled=settings.probe, model=settings.probe_model)
+    return Member(client, terms, found=lambda: prober.state), prober
 
 
 def make_table(settings: Settings, members: Sequence[Member]) -> Table | None:

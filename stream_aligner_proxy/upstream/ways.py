@@ -4,6 +4,7 @@ A way is *seen* when a probe or a reply was continued by it, and *refuted* when 
 it or began again; both are remembered for each model, a refutation for a while only.
 """
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ _MOST_MODELS = 256
 
 
 class Ways:
-    """What is known of one upstream."""
+    """What is known of one upstream. `doubted` is set when a way failed in use."""
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class Ways:
         self._dialect = dialect
         self._setting = setting
         self._clock = clock
+        self.doubted = asyncio.Event()
         self._classes: OrderedDict[str, Class] = OrderedDict()
         self._seen: OrderedDict[tuple[str, Way], None] = OrderedDict()
         self._refuted: OrderedDict[tuple[str, Way], float] = OrderedDict()
@@ -75,6 +77,7 @@ class Ways:
 
     def refute(self, model: str, way: Way) -> None:
         """A text was not continued."""
+        self.doubted.set()
         self._seen.pop((model, way), None)
         self._refuted[model, way] = self._clock() + _REFUTED_SECONDS
         _bound(self._refuted)
@@ -89,6 +92,16 @@ class Ways:
             self.saw(model, "prefill")
         else:
             self.refute(model, "prefill")
+            self.doubted.clear()  # it was asked just now
+
+    @property
+    def open_to_probing(self) -> bool:
+        """Whether a probe of partial messages can change anything."""
+        return self._setting == "auto" and "prefill" in self._dialect.ways
+
+    def plain(self, model: str) -> Continuation:
+        """How a plain chat with `model` would be continued."""
+        return self.best({"model": model, "messages": [{"role": "user", "content": "."}]})
 
     def class_of(self, model: str) -> Class:
         return self._classes.get(model, "unknown")
