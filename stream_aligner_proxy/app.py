@@ -1,7 +1,7 @@
 """The composition root: settings in, an ASGI app out. Nothing else knows all the parts."""
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -52,8 +52,6 @@ def create_app(
         name: aligner if name == DEFAULT and aligner is not None else make_aligner(section, name)
         for name, section in used_aligners(settings).items()
     }
-    sections = [route.alignment or settings.alignment for route in settings.routes]
-    names = [route.aligner or DEFAULT for route in settings.routes]
     metrics = Metrics()
     metrics.watch(lambda: map(_state, members))
     service = Service(
@@ -63,12 +61,7 @@ def create_app(
             declared={u.name: u.models for u in settings.upstreams if u.models is not None},
         ),
         table=table,
-        treatments=[
-            _treatment(section, name, aligners[name])
-            for section, name in zip(
-                sections or [settings.alignment], names or [DEFAULT], strict=True
-            )
-        ],
+        treatments=make_treatments(settings, aligners),
         aligners=aligners,
         watcher=metrics,
         observers=[Guarded(o, metrics.observer_failed) for o in (metrics, *observers)],
@@ -87,9 +80,7 @@ def create_app(
             for name, loaded in aligners.items():
                 stack.push_async_callback(loaded.close)
                 await start_aligner(loaded, name)
-            for number, treatment in enumerate(service.treatments):
-                own = bool(settings.routes) and settings.routes[number].alignment is not None
-                _check(treatment, f"routes[{number}].alignment" if own else "alignment")
+            check_treatments(settings, service.treatments)
             service.ready = True
             # Known models are routed without asking; an upstream that is down is asked again.
             await service.directory.refresh()
@@ -123,6 +114,22 @@ def create_app(
     errors.install(app, service)
     _document_body(app)
     return app
+
+
+def make_treatments(settings: Settings, aligners: Mapping[str, Aligner]) -> list[Treatment]:
+    """One for each route, or a single one where there is none."""
+    routes = [(route.alignment, route.aligner) for route in settings.routes] or [(None, None)]
+    return [
+        _treatment(own or settings.alignment, name or DEFAULT, aligners[name or DEFAULT])
+        for own, name in routes
+    ]
+
+
+def check_treatments(settings: Settings, treatments: Sequence[Treatment]) -> None:
+    """Raises `ConfigError` for what an aligner cannot do; they must have been started."""
+    for number, treatment in enumerate(treatments):
+        own = bool(settings.routes) and settings.routes[number].alignment is not None
+        _check(treatment, f"routes[{number}].alignment" if own else "alignment")
 
 
 def _treatment(alignment: AlignmentSettings, name: str, aligner: Aligner) -> Treatment:
