@@ -13,6 +13,7 @@ from stream_aligner_proxy.core.errors import ConfigError, UpstreamError
 from stream_aligner_proxy.core.ports import Aligner
 from stream_aligner_proxy.parts import make_aligner, make_member, start_aligner, used_aligners
 from stream_aligner_proxy.settings import Settings, UpstreamSettings
+from stream_aligner_proxy.upstream.prober import Prober
 from stream_aligner_proxy.upstream.routing.member import Member
 from stream_aligner_proxy.upstream.routing.patterns import Pattern
 
@@ -63,7 +64,8 @@ class Report:
 
     @property
     def serves(self) -> bool:
-        return not any(row.error for row in (*self.upstreams, *self.aligners))
+        errors = [row.error for row in self.upstreams] + [row.error for row in self.aligners]
+        return not any(errors)
 
     def table(self) -> str:
         blocks = [
@@ -104,10 +106,12 @@ class Report:
 
 async def check(settings: Settings, *, load_aligners: bool = True) -> Report:
     """Raises `ConfigError` for what can never work, whoever answers."""
-    members = [make_member(upstream) for upstream in settings.upstreams]
+    made = [make_member(upstream) for upstream in settings.upstreams]
     try:
         aligners = {n: make_aligner(s, n) for n, s in used_aligners(settings).items()}
-        upstreams = await asyncio.gather(*map(_try_upstream, settings.upstreams, members))
+        upstreams = await asyncio.gather(
+            *(_try_upstream(at, *parts) for at, parts in zip(settings.upstreams, made, strict=True))
+        )
         rows = [
             await _try_aligner(name, settings_.backend, aligners[name] if load_aligners else None)
             for name, settings_ in used_aligners(settings).items()
@@ -115,7 +119,7 @@ async def check(settings: Settings, *, load_aligners: bool = True) -> Report:
         if load_aligners and not any(row.error for row in rows):
             check_treatments(settings, make_treatments(settings, aligners))
     finally:
-        for member in members:
+        for member, _ in made:
             await member.aclose()
         if load_aligners:
             for aligner in aligners.values():
@@ -123,7 +127,7 @@ async def check(settings: Settings, *, load_aligners: bool = True) -> Report:
     return Report(upstreams, rows, _notes(settings, {row.name: row for row in upstreams}))
 
 
-async def _try_upstream(settings: UpstreamSettings, member: Member) -> UpstreamRow:
+async def _try_upstream(settings: UpstreamSettings, member: Member, prober: Prober) -> UpstreamRow:
     begun = time.monotonic()
     error, models = None, settings.models
     try:
@@ -136,7 +140,9 @@ async def _try_upstream(settings: UpstreamSettings, member: Member) -> UpstreamR
             models = tuple(str(model.get("id")) for model in await member.models())
         except UpstreamError:
             models = None  # it has no list, or only for those who bring a key
-    found = member.found()
+    if error is None and prober.enabled:
+        await prober.probe()
+    found = prober.state
     return UpstreamRow(
         member.name,
         str(found["dialect"]),

@@ -31,6 +31,7 @@ def make_upstream(settings: UpstreamSettings) -> HttpUpstream:
         api_key=key,
         continuation=settings.continuation,
         query=settings.query,
+        tokenizer=settings.tokenizer,
         headers={name: value.get_secret_value() for name, value in settings.headers.items()},
         timeouts=Timeouts(**settings.timeouts.model_dump()),
         http2=settings.http2,

@@ -46,7 +46,7 @@ def test_when_all_serve_the_code_is_0_and_the_table_says_how(file, server, capsy
     assert lines[1][columns["answers"] :].startswith("yes")
     assert lines[1][columns["dialect"] :].startswith("vllm")
     assert lines[1][columns["continues by"] :].startswith("prefill")
-    assert lines[2][columns["continues by"] :].startswith("rewrite-only")
+    assert lines[2][columns["continues by"] :].startswith("instruct")
     assert lines[4].startswith("aligner")
     assert lines[5].startswith("default  yes")
 

@@ -82,6 +82,7 @@ class UpstreamSettings(Section):
     headers: Annotated[dict[str, SecretStr], AfterValidator(_headers)] = Field(default_factory=dict)
     query: dict[str, str] = Field(default_factory=dict)
     continuation: Literal["auto", "ids", "prefill", "instruct", "rewrite-only"] = "auto"
+    tokenizer: Annotated[Path, AfterValidator(relative_to_file)] | None = None
     probe: bool = True
     probe_model: Annotated[str, Field(min_length=1)] | None = None
     models: (

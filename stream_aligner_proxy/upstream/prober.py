@@ -23,7 +23,7 @@ class Prober:
 
     def __init__(self, upstream: HttpUpstream, *, enabled: bool = True, model: str | None = None):
         self._upstream = upstream
-        self._enabled = enabled and upstream.ways.open_to_probing
+        self.enabled = enabled and upstream.ways.open_to_probing
         self._model = model
         self._task: asyncio.Task[None] | None = None
         self._probed_at: float | None = None
@@ -45,7 +45,7 @@ class Prober:
 
     def start(self) -> None:
         """Begin; needs a running event loop."""
-        if self._enabled and self._task is None:
+        if self.enabled and self._task is None:
             self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:

@@ -6,7 +6,7 @@ answer that no fresh answer would have, cut in the middle of a sentence. A few d
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 from stream_aligner_proxy.core.errors import UpstreamError, UpstreamRejected
 from stream_aligner_proxy.core.records import ChatRequest, Chunk
@@ -15,8 +15,8 @@ from stream_aligner_proxy.upstream.ways import Class
 QUESTION = "Which colours do the eight lanterns in the story have?"
 FRAGMENT = "The seventh lantern is violet, the eighth lantern is"
 MAX_TOKENS = 12
-# A refusal with one of these is about what was asked, not about the moment.
-_REFUSALS = frozenset((400, 404, 405, 415, 422, 501))
+# A refusal with one of these is about what was asked, not about the moment or the key.
+NOT_UNDERSTOOD = frozenset((400, 404, 405, 415, 422, 501))
 _ALIKE_CHARS = 12
 
 
@@ -28,23 +28,29 @@ class Probed(Protocol):
     ) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]: ...
 
 
+def plain_body(model: str) -> dict[str, Any]:
+    """A short request that every upstream takes."""
+    messages = [{"role": "user", "content": QUESTION}]
+    return {"model": model, "messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
+
+
+def partial_body(model: str) -> dict[str, Any]:
+    """The same with a partial message, for `/tokenize`."""
+    body = plain_body(model)
+    return {**body, "messages": [*body["messages"], {"role": "assistant", "content": FRAGMENT}]}
+
+
 async def probe(upstream: Probed, model: str, headers: Mapping[str, str] | None = None) -> Class:
     """What `upstream` does with a partial message for `model`.
 
     Raises `UpstreamError` where it cannot be asked now.
     """
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": QUESTION}],
-        "temperature": 0,
-        "max_tokens": MAX_TOKENS,
-    }
-    request = ChatRequest(model, body, (), MAX_TOKENS, headers=headers or {})
+    request = ChatRequest(model, plain_body(model), (), MAX_TOKENS, headers=headers or {})
     fresh = await _text(upstream, request, "")
     try:
         went_on = await _text(upstream, request, FRAGMENT)
     except UpstreamRejected as error:
-        if error.status in _REFUSALS:
+        if error.status in NOT_UNDERSTOOD:
             return "rejects"
         raise
     return classify(fresh, went_on)

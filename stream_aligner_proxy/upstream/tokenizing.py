@@ -33,10 +33,12 @@ def tokenize_body(sent: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def completion_body(sent: Mapping[str, Any], ids: list[int], room: int | None) -> dict[str, Any]:
+def completion_body(
+    sent: Mapping[str, Any], prompt: str | list[int], room: int | None
+) -> dict[str, Any]:
     """The request to `/completions` for the same body; `room`: tokens left in the context."""
     body = {name: value for name, value in sent.items() if name in _SAMPLING}
-    body |= {"prompt": ids, "stream": True}
+    body |= {"prompt": prompt, "stream": True}
     if "stream_options" in sent:
         body["stream_options"] = sent["stream_options"]
     asked = sent.get("max_tokens") or sent.get("max_completion_tokens")

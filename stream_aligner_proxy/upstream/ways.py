@@ -25,17 +25,25 @@ _MOST_MODELS = 256
 
 
 class Ways:
-    """What is known of one upstream. `doubted` is set when a way failed in use."""
+    """What is known of one upstream. `doubted` is set when a way failed in use.
+
+    `template`: its chat template is applied here.
+    """
 
     def __init__(
         self,
         dialect: Dialect,
         setting: Setting = "auto",
         *,
+        template: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._dialect = dialect
         self._setting = setting
+        # With the chat template applied here the ids come first, and need no proof.
+        self._template = template
+        others = (way for way in dialect.ways if way != "ids" or not template)
+        self._ways: tuple[Way, ...] = ("ids", *others) if template else dialect.ways
         self._clock = clock
         self.doubted = asyncio.Event()
         self._classes: OrderedDict[str, Class] = OrderedDict()
@@ -49,7 +57,7 @@ class Ways:
         if self._setting != "auto":
             return [] if self._setting == "rewrite-only" else [self._setting]
         model = str(body.get("model"))
-        return [way for way in self._dialect.ways if self._may(way, model)]
+        return [way for way in self._ways if self._may(way, model)]
 
     def best(self, body: Mapping[str, Any]) -> Continuation:
         order = self.order(body)
@@ -61,7 +69,7 @@ class Ways:
         """Whether `way` is known to work: never where the upstream is only told to go on."""
         if way == "instruct":
             return False
-        fixed = self._setting == way
+        fixed = self._setting == way or (way == "ids" and self._template)
         return fixed or self._dialect.proven or (model, way) in self._seen
 
     def repeats(self, model: str) -> bool:
@@ -97,7 +105,7 @@ class Ways:
     @property
     def open_to_probing(self) -> bool:
         """Whether a probe of partial messages can change anything."""
-        return self._setting == "auto" and "prefill" in self._dialect.ways
+        return self._setting == "auto" and self._ways[:1] != ("ids",) and "prefill" in self._ways
 
     def plain(self, model: str) -> Continuation:
         """How a plain chat with `model` would be continued."""

@@ -7,4 +7,5 @@ DIALECT = Dialect(
     "any other",
     "unknown: a trailing assistant message is tried",
     proven=False,
+    prompts="text",
 )

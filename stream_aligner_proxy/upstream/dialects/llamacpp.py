@@ -7,4 +7,5 @@ DIALECT = Dialect(
     "llama.cpp server",
     'a trailing assistant message with `continue_final_message: "content"`; continuation only',
     body_fields={**CONTINUE_FINAL, "continue_final_message": "content"},
+    prompts="ids",
 )

@@ -7,4 +7,5 @@ DIALECT = Dialect(
     "LM Studio",
     "a trailing assistant message, if the model's template leaves it open",
     proven=False,
+    prompts="text",
 )

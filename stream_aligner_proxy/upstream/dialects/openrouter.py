@@ -7,4 +7,5 @@ DIALECT = Dialect(
     "OpenRouter",
     "a trailing assistant message; depends on the host behind the model",
     proven=False,
+    prompts="text",
 )

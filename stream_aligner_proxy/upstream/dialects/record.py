@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from stream_aligner_proxy.core.records import Way
+from stream_aligner_proxy.upstream.templating import Prompts
 from stream_aligner_proxy.upstream.wires import Wire
 
 UsageOptions = Literal["none", "include", "continuous"]
@@ -36,6 +37,7 @@ class Dialect:
     `usage`: what may be asked for in `stream_options`; "none" where the field is refused.
     `limit_fields`: the names understood for the token limit, the preferred one first.
     `models`: where only some are known to continue a partial message, what their names look like.
+    `prompts`: what its `/completions` takes, for a chat template applied here; None: it has none.
     `wire`: the API it speaks, where that is not OpenAI's; `key_header`: where it wants the key.
     `says`: what it asks for and answers, for the table in the docs.
     """
@@ -51,5 +53,6 @@ class Dialect:
     usage: UsageOptions = "include"
     limit_fields: tuple[str, ...] = ("max_tokens", "max_completion_tokens")
     models: re.Pattern[str] | None = None
+    prompts: Prompts | None = None
     wire: Wire | None = None
     key_header: str = "authorization"

@@ -8,4 +8,5 @@ DIALECT = Dialect(
     "a trailing assistant message with `continue_final_message`; continuation only",
     body_fields=CONTINUE_FINAL,
     usage="continuous",
+    prompts="ids",
 )

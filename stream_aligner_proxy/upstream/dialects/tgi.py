@@ -8,4 +8,5 @@ DIALECT = Dialect(
     "a trailing assistant message, trimmed at its end",
     proven=False,
     limit_fields=ONLY_MAX_TOKENS,
+    prompts="text",
 )

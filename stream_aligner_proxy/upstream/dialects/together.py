@@ -8,4 +8,5 @@ DIALECT = Dialect(
     "a trailing assistant message, undocumented; depends on the model",
     proven=False,
     limit_fields=ONLY_MAX_TOKENS,
+    prompts="text",
 )

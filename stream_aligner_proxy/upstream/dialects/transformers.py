@@ -9,4 +9,5 @@ DIALECT = Dialect(
     ways=("instruct",),
     usage="none",
     limit_fields=ONLY_MAX_TOKENS,
+    prompts="text",
 )

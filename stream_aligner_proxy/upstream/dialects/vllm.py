@@ -9,4 +9,5 @@ DIALECT = Dialect(
     ways=("prefill", "ids", "instruct"),
     body_fields=CONTINUE_FINAL,
     usage="continuous",
+    prompts="ids",
 )

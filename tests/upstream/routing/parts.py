@@ -14,6 +14,7 @@ from stream_aligner_proxy.upstream.routing.health import Health
 from stream_aligner_proxy.upstream.routing.lease import Lease
 from stream_aligner_proxy.upstream.routing.member import Member, Terms
 from stream_aligner_proxy.upstream.routing.table import Target, Targets
+from stream_aligner_proxy.upstream.ways import Setting
 from tests.servers import refused_address, serve
 
 REPLY = "One is here. Two is here. Three is here."
@@ -64,7 +65,7 @@ def ask(question: str = "q", **body: Any) -> ChatRequest:
 @asynccontextmanager
 async def fleet(
     terms: Mapping[str, Terms] | None = None,
-    dialects: Mapping[str, str] | None = None,
+    continuation: Mapping[str, Setting] | None = None,
     **faults: Fault | None,
 ) -> AsyncIterator[Fleet]:
     """A server for each name, with the fault it has; `None`: nothing listens there."""
@@ -82,7 +83,8 @@ async def fleet(
             client = HttpUpstream(
                 name,
                 f"{address}/v1",
-                (dialects or {}).get(name, "vllm"),
+                "vllm",
+                continuation=(continuation or {}).get(name, "auto"),
                 timeouts=QUICK,
                 session_header=own.session_header,
             )

@@ -89,7 +89,7 @@ async def test_all_branches_of_a_reply_stay_with_who_wrote_first() -> None:
 
 
 async def test_a_continuation_goes_only_to_who_can_continue() -> None:
-    async with fleet(a=None, b=OK, c=OK, dialects={"b": "generic"}) as f:
+    async with fleet(a=None, b=OK, c=OK, continuation={"b": "rewrite-only"}) as f:
         lease = f.lease("a", "bc")
         assert lease.continuation(ask()).possible
         assert await text(lease, prefix="One is here.") == " Two is here. Three is here."
@@ -97,7 +97,7 @@ async def test_a_continuation_goes_only_to_who_can_continue() -> None:
 
 
 async def test_where_nobody_can_continue_it_is_said_so() -> None:
-    async with fleet(a=OK, dialects={"a": "generic"}) as f:
+    async with fleet(a=OK, continuation={"a": "rewrite-only"}) as f:
         with pytest.raises(ContinuationFailed):
             await text(f.lease("a"), prefix="One is here.")
 
