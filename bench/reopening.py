@@ -22,7 +22,7 @@ from stream_aligner_proxy.core.records import ChatRequest
 from stream_aligner_proxy.demo.script import Rule, Script
 from stream_aligner_proxy.demo.scripted import ScriptedUpstream
 from stream_aligner_proxy.upstream.client import HttpUpstream
-from tests.servers import serve_tls
+from tests.tls import serve_tls
 
 REPLY = "Anna has 3 apples. " * 200
 BODY = {"model": "scripted", "messages": [{"role": "user", "content": "How many?"}]}

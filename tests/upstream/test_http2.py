@@ -17,7 +17,7 @@ from stream_aligner_proxy.demo.script import Rule, Script
 from stream_aligner_proxy.demo.scripted import ScriptedUpstream
 from stream_aligner_proxy.upstream.client import HttpUpstream
 from stream_aligner_proxy.upstream.exchange import Timeouts
-from tests.servers import serve_tls
+from tests.tls import serve_tls
 
 pytestmark = pytest.mark.anyio
 
