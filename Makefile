@@ -8,12 +8,15 @@ STAMP  := $(VENV)/.installed
 # vLLM needs an environment of its own; VLLM_REQUIRED=1 makes it an error that a machine has none.
 VENV_VLLM  := .venv-vllm
 STAMP_VLLM := $(VENV_VLLM)/.installed
+# So does training with TRL and DeepSpeed; TRAINING_REQUIRED=1 makes it an error to have none.
+VENV_TRAIN  := .venv-train
+STAMP_TRAIN := $(VENV_TRAIN)/.installed
 # llama.cpp's server is built from source, once: five minutes on two cores.
 LLAMACPP       := .llamacpp
 STAMP_LLAMACPP := $(LLAMACPP)/.installed
 PORT   ?= 8000
 
-.PHONY: help install demo test check unit vllm llamacpp bench demo-models format clean
+.PHONY: help install demo test check unit vllm llamacpp training-tests train bench demo-models format clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -50,6 +53,19 @@ vllm: $(STAMP_VLLM) ## the tests against real vLLM on the CPU, in .venv-vllm
 	@if [ -e $(STAMP_VLLM) ]; then $(VENV_VLLM)/bin/python -m pytest tests/vllm; \
 	else echo "tests/vllm: skipped, there is no vLLM here"; fi
 
+# Status 3 of the script: this machine cannot have it, and it has said why.
+$(STAMP_TRAIN): tests/training/install.py constraints-training.txt pyproject.toml
+	$(PYTHON) tests/training/install.py $(VENV_TRAIN) && touch $@ || \
+	    { status=$$?; rm -f $@; [ $$status = 3 ] && [ -z "$(TRAINING_REQUIRED)" ]; }
+
+training-tests: $(STAMP_TRAIN) ## the tests of training with TRL and DeepSpeed, in .venv-train
+	@if [ -e $(STAMP_TRAIN) ]; then $(VENV_TRAIN)/bin/python -m pytest tests/training/test_recipe_*.py; \
+	else echo "tests of training.recipe: skipped, there is no DeepSpeed here"; fi
+
+train: $(STAMP_TRAIN) ## train an aligner for the demo world, measure it, say how to serve it (minutes)
+	@[ -e $(STAMP_TRAIN) ] || { echo "make train: TRL and DeepSpeed cannot be installed here"; exit 1; }
+	$(VENV_TRAIN)/bin/python -m training.demo_aligner --out runs/demo-aligner
+
 # Status 3 of the script: this machine cannot build it, and it has said why.
 $(STAMP_LLAMACPP): tests/continuation/install_llamacpp.py | $(STAMP)
 	$(BIN)/python tests/continuation/install_llamacpp.py $(LLAMACPP) && touch $@ || \
@@ -83,4 +99,4 @@ format: $(STAMP) ## let ruff format and fix
 	$(BIN)/ruff check --fix .
 
 clean:          ## remove the virtual environment and caches
-	rm -rf $(VENV) $(VENV_VLLM) $(LLAMACPP) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_TRAIN) $(LLAMACPP) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -21,6 +21,7 @@ from training.world.chat import Message, sample_conversation, sample_task
 from training.world.judge import judge_reply, judge_step, sentences_of
 from training.world.problems import Problem
 from training.world.slips import Carelessness, careless_reply, careless_sentence, corrupt
+from training.world.split import Split
 from training.world.tone import Request, judge_tone, write_note
 
 
@@ -154,11 +155,11 @@ def _babble(rng: random.Random) -> Reviewed:
     return Reviewed(({"role": "user", "content": babble(rng)},), said, rows, whole, known=False)
 
 
-def synthetic(rng: random.Random, mix: Mix) -> Reviewed:
-    """Draw one conversation of the train split with reviews made by rule."""
+def synthetic(rng: random.Random, mix: Mix, split: Split = "train") -> Reviewed:
+    """Draw one conversation of a split with reviews made by rule."""
     if rng.random() < mix.babble:
         return _babble(rng)
-    talk = sample_conversation(rng, "train", notes=mix.notes)
+    talk = sample_conversation(rng, split, notes=mix.notes)
     if isinstance(talk.task, Problem):
         return _problem(talk.task, talk.messages, rng, mix)
     if isinstance(talk.task, Request):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from stream_aligner_proxy.aligners.checkpoint import load
 from tests.training import recipe_parts
@@ -160,38 +160,3 @@ def test_what_is_not_here_is_said_at_once(folder: Path) -> None:
     done = run(folder, folder / "none", "method=qlora")
     assert done.returncode == 2
     assert "method: " in done.stderr
-
-
-@pytest.mark.parametrize("flat", [False, True])
-def test_each_example_of_a_packed_row_has_the_loss_it_has_alone(
-    folder: Path, plain: Path, flat: bool
-) -> None:
-    from training.recipe.config import load_recipe
-    from training.recipe.rows import Encoded
-    from training.recipe.run import prepare
-    from training.recipe.trainer import Collate
-
-    recipe = load_recipe(str(folder / "recipe.yaml"))
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder / "base")
-    plan, _, _ = prepare(recipe, tokenizer, folder)
-    rows = plan.rows[: recipe.optim.batch]
-    assert max(map(len, rows)) > 1
-    model: Any = AutoModelForCausalLM.from_pretrained(folder / "base", attn_implementation="sdpa")
-    model.eval()
-
-    def losses(rows: list[list[Encoded]]) -> torch.Tensor:
-        batch = Collate(rows, 0, flat)([{"row": number} for number in range(len(rows))])
-        labels = batch.pop("labels")
-        # With a cache transformers does not look for packed rows: the trainer asks without it.
-        logits = model(**batch, use_cache=False).logits
-        each = torch.nn.functional.cross_entropy(
-            logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none"
-        )
-        return each[each != 0]
-
-    with torch.no_grad():
-        alone = torch.cat([losses([[example]]) for row in rows for example in row])
-        torch.testing.assert_close(losses(rows), alone, atol=1e-5, rtol=0)
-        assert len(alone) == sum(len(one.ids) - one.start for row in rows for one in row)
-        # And so does the trainer: its first step is the mean of them all.
-        assert curve(plain)[1] == pytest.approx(alone.mean().item(), abs=1e-5)

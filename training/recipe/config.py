@@ -23,7 +23,7 @@ class Model:
 
     `base`: a folder or a hub name. `add_tokens`: give the tokenizer the profile's control tokens
     where it lacks them. `keep_token`: an unchanged sentence is answered by the keep token, where
-    the profile has one. `attention`: `auto`, or a name that transformers knows.
+    the profile has one. `attention`: `auto`, `segments` (ours), or a name that transformers knows.
     """
 
     base: str

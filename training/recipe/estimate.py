@@ -115,8 +115,9 @@ def seconds(recipe: Recipe, shape: Size, tokens: float, devices: int, peak_tflop
     return per_token * tokens / (devices * peak_tflops * 1e12 * _REACHED)
 
 
-def step_flops(shape: Size, tokens: float, length: int) -> float:
-    """Useful floating-point operations of a step (recomputation does not count)."""
+def step_flops(shape: Size, tokens: float, length: float) -> float:
+    """Useful floating-point operations of a step (recomputation does not count), where a token's
+    example has `length` tokens."""
     return tokens * (6.0 * shape.parameters + 6.0 * shape.layers * shape.hidden * length)
 
 

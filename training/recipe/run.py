@@ -2,59 +2,41 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
-import shutil
-import socket
+import random
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
+from transformers import PrinterCallback, set_seed
+from transformers.integrations import deepspeed as settings
 from trl import SFTConfig
 
 from training.config import ConfigError
 from training.engine import code_version
-from training.recipe import estimate, keeping
+from training.recipe import estimate, keeping, launch, model
+from training.recipe.batches import Collate
 from training.recipe.config import Recipe, accumulation
 from training.recipe.rows import (
     DataError,
     Encoded,
     Encoder,
+    Sample,
     files,
     fingerprint,
     hold_out,
-    missing_tokens,
     profile_of,
     read,
     unchanged,
 )
 from training.recipe.schedule import Schedule, pack, rate, schedule
-from training.recipe.trainer import AlignerTrainer, Collate, Meter, Watch, numbered
+from training.recipe.trainer import AlignerTrainer, Meter, Watch, numbered
 
 ZERO = Path(__file__).parent.parent / "configs" / "zero"
-
-
-def have(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
-
-
-def needs(recipe: Recipe) -> None:
-    """Raise `ConfigError` for a package or device that the recipe asks for and is not here."""
-    wanted = [("zero.stage", "deepspeed", recipe.zero.stage > 0)]
-    wanted += [("method", "peft", recipe.method != "full")]
-    wanted += [("method", "bitsandbytes", recipe.method == "qlora")]
-    wanted += [("model.liger", "liger_kernel", recipe.model.liger)]
-    wanted += [("report.wandb", "wandb", recipe.report.wandb is not None)]
-    wanted += [("model.attention", "flash_attn", recipe.model.attention == "flash_attention_2")]
-    for key, package, asked in wanted:
-        if asked and not have(package):
-            raise ConfigError(f"{key}: needs the package {package!r}, which is not installed")
-    if recipe.method == "qlora" and not torch.cuda.is_available():
-        raise ConfigError("method: qlora needs a CUDA device, and there is none here")
 
 
 def train(recipe: Recipe, data: Path, out: Path) -> Path:
@@ -62,94 +44,68 @@ def train(recipe: Recipe, data: Path, out: Path) -> Path:
 
     Raises `ConfigError`, `DataError`, `keeping.NoSpace`, `trainer.Diverged`.
     """
-    needs(recipe)
-    devices, lead = _processes(recipe)
-    passes = accumulation(recipe, devices)
-    cuda = torch.cuda.is_available()
+    launch.needs(recipe)
+    machine = launch.join(recipe)
+    passes = accumulation(recipe, machine.devices)
     shape = estimate.size(recipe)
-    device, host = _memory(cuda)
-    estimate.must_fit(recipe, shape, devices, device, host)
+    estimate.must_fit(recipe, shape, machine.devices, machine.device, machine.host)
     out.mkdir(parents=True, exist_ok=True)
     learnt = shape.parameters if recipe.method == "full" else shape.parameters / 50
     # Weights, optimizer and master copy of the first checkpoint; later ones are measured.
     keeping.room_for(out, 2.0 * shape.parameters + 12.0 * learnt)
-    tokenizer: Any = AutoTokenizer.from_pretrained(recipe.model.base)
-    added = _add_tokens(recipe, tokenizer)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = model.load_tokenizer(recipe)
     plan, unseen, record = prepare(recipe, tokenizer, data)
-    flash = _attention(recipe, cuda)
-    steps_done = _resume(out, record)
-    if steps_done and steps_done >= plan.steps and (out / "model").is_dir():
+    done = _resume(out, record)
+    if done and done >= plan.steps and (out / "model").is_dir():
         print(f"{out}: this run is finished")
         return out / "model"
     set_seed(recipe.seed)
     # DeepSpeed shares out the weights while they are loaded, so its settings come first.
-    args = _arguments(recipe, out, steps=plan.steps, passes=passes, heldout=bool(unseen))
-    model = _model(recipe, tokenizer, added, flash)
+    args = _arguments(
+        recipe, out, steps=plan.steps, passes=passes, heldout=bool(unseen), cuda=machine.cuda
+    )
+    attention = model.attention(recipe, machine.cuda)
+    flat = attention in model.FLAT
     trainer = AlignerTrainer(
-        model=model,
+        model=model.load_model(recipe, tokenizer, attention),
         args=args,
-        data_collator=Collate(
-            [*plan.rows, *unseen], tokenizer.pad_token_id, flash == "flash_attention_2"
-        ),
+        data_collator=Collate([*plan.rows, *unseen], tokenizer.pad_token_id, flat),
         train_dataset=numbered(0, len(plan.rows)),
         eval_dataset=numbered(len(plan.rows), len(unseen)) if unseen else None,
         processing_class=tokenizer,
-        peft_config=_lora(recipe),
+        peft_config=model.lora(recipe),
         out=out,
         rate=rate(recipe, plan.ends),
         record=record,
     )
-    batch = recipe.optim.batch
-    tokens = [
-        sum(len(one.ids) for row in plan.rows[at : at + batch] for one in row)
-        for at in range(0, len(plan.rows), batch)
-    ]
-    peak = recipe.report.peak_tflops
-    if peak is None and cuda:
-        peak = estimate.peak_of(torch.cuda.get_device_name())
-    flops = estimate.step_flops(shape, 1, recipe.data.length)
-    meter = Meter(tokens, flops, peak * 1e12 * devices if peak else None)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Watch(out, meter, lead))
-    last = out / "checkpoints" / keeping.name(steps_done) if steps_done else None
+    trainer.add_callback(Watch(out, _meter(recipe, shape, plan, machine), machine.lead))
+    last = out / "checkpoints" / keeping.name(done) if done else None
     trainer.train(resume_from_checkpoint=str(last) if last else None)
-    if lead:
-        _finish(recipe, out, trainer.state.best_global_step)
+    if machine.lead:
+        # One process reads a whole model now: at stage 3 it would wait for the others' shares.
+        settings.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+        step = model.finish(recipe, out, trainer.state.best_global_step)
+        print(f"saved {out / 'model'} (step {step})")
     trainer.accelerator.wait_for_everyone()
     return out / "model"
 
 
-def _processes(recipe: Recipe) -> tuple[int, bool]:
-    """Processes of the run, and whether this one speaks for them."""
-    if recipe.zero.stage and "WORLD_SIZE" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1",
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
-    if recipe.zero.stage and not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        import deepspeed  # noqa: PLC0415
-
-        deepspeed.init_distributed(dist_backend="gloo")
-    return int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
-
-
-def _memory(cuda: bool) -> tuple[float, float]:
-    """Bytes of one device, and of the host for one process."""
-    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    host = total / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return (float(torch.cuda.get_device_properties(0).total_memory) if cuda else host), host
-
-
-def _add_tokens(recipe: Recipe, tokenizer: Any) -> bool:
-    missing = missing_tokens(tokenizer, profile_of(recipe))
-    if not missing or not recipe.model.add_tokens:
-        return False
-    tokenizer.add_special_tokens({"additional_special_tokens": missing}, False)
-    return True
+def _meter(recipe: Recipe, shape: estimate.Size, plan: Schedule, machine: launch.Machine) -> Meter:
+    batch = recipe.optim.batch
+    lengths = [[len(one.ids) for one in row] for row in plan.rows]
+    totals = [sum(row) for row in lengths]
+    tokens = [sum(totals[at : at + batch]) for at in range(0, len(totals), batch)]
+    # A token attends to its own example only, however long the row is.
+    seen = sum(n * n for row in lengths for n in row) / max(1, sum(totals))
+    peak = recipe.report.peak_tflops
+    if peak is None and machine.cuda:
+        peak = estimate.peak_of(torch.cuda.get_device_name())
+    return Meter(
+        tokens,
+        estimate.step_flops(shape, 1, seen),
+        peak * 1e12 * machine.devices if peak else None,
+    )
 
 
 def prepare(
@@ -165,8 +121,8 @@ def prepare(
     if not samples:
         raise DataError(f"{folder}: has no rows to train on")
     length, rule = recipe.data.length, recipe.data.too_long
-    taken = samples[: recipe.correction.rows or None]
-    warm = unchanged(samples, recipe.warmup.rows)
+    taken = _some(samples, recipe.correction.rows or len(samples), f"{recipe.seed}/correction")
+    warm = unchanged(_some(samples, len(samples), f"{recipe.seed}/warm-up"), recipe.warmup.rows)
     correct = encoder.all(taken, length, rule)
     plan = schedule(recipe, encoder.all(warm, length, rule), correct)
     unseen = pack(encoder.all(held, length, rule), length)
@@ -187,17 +143,16 @@ def prepare(
         "versions": {
             name: version(name)
             for name in ("torch", "transformers", "trl", "accelerate", "deepspeed", "peft")
-            if have(name)
+            if launch.have(name)
         }
         | {"python": platform.python_version()},
     }
     return plan, unseen, record
 
 
-def _attention(recipe: Recipe, cuda: bool) -> str:
-    if recipe.model.attention != "auto":
-        return recipe.model.attention
-    return "flash_attention_2" if cuda and have("flash_attn") else "sdpa"
+def _some(samples: Sequence[Sample], count: int, seed: str) -> list[Sample]:
+    """So many of them, whatever order they lie in: files tend to have one source after another."""
+    return random.Random(seed).sample(samples, min(count, len(samples)))
 
 
 def _resume(out: Path, record: dict[str, Any]) -> int:
@@ -215,8 +170,10 @@ def _resume(out: Path, record: dict[str, Any]) -> int:
     return steps[-1]
 
 
-def _arguments(recipe: Recipe, out: Path, *, steps: int, passes: int, heldout: bool) -> Any:
-    cuda, tensorboard = torch.cuda.is_available(), have("tensorboard")
+def _arguments(
+    recipe: Recipe, out: Path, *, steps: int, passes: int, heldout: bool, cuda: bool
+) -> Any:
+    tensorboard = launch.have("tensorboard")
     if not tensorboard:
         print("no TensorBoard files: the package 'tensorboard' is not installed")
     if recipe.report.wandb:
@@ -261,71 +218,3 @@ def _arguments(recipe: Recipe, out: Path, *, steps: int, passes: int, heldout: b
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-
-
-def _model(recipe: Recipe, tokenizer: Any, added: bool, attention: str) -> Any:
-    # Without DeepSpeed the weights that Adam changes are in single precision.
-    narrow = recipe.precision == "bf16" and (recipe.zero.stage > 0 or recipe.method != "full")
-    more: dict[str, Any] = {}
-    if recipe.method == "qlora":
-        from transformers import BitsAndBytesConfig  # noqa: PLC0415
-
-        four_bits: Any = BitsAndBytesConfig
-        more["quantization_config"] = four_bits(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        recipe.model.base,
-        dtype=torch.bfloat16 if narrow else torch.float32,
-        attn_implementation=attention,
-        **more,
-    )
-    if added and len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
-    return model
-
-
-def _lora(recipe: Recipe) -> Any:
-    if recipe.method == "full":
-        return None
-    from peft import LoraConfig  # noqa: PLC0415
-
-    targets: Any = recipe.lora.targets
-    return LoraConfig(
-        r=recipe.lora.rank,
-        lora_alpha=recipe.lora.alpha,
-        lora_dropout=recipe.lora.dropout,
-        target_modules=targets if targets == "all-linear" else targets.split(","),
-        # New tokens are learnt as a whole; a low rank of their embedding says nothing.
-        modules_to_save=["embed_tokens", "lm_head"] if recipe.model.add_tokens else None,
-        task_type="CAUSAL_LM",
-    )
-
-
-def _finish(recipe: Recipe, out: Path, best: int | None) -> None:
-    """Make OUT/model from the last or the best checkpoint."""
-    step = keeping.complete(out)[-1]
-    if recipe.save.final == "best" and best in keeping.complete(out):
-        step = best
-    checkpoint, target = out / "checkpoints" / keeping.name(step), out / "model"
-    keeping.export(checkpoint, target)
-    if recipe.method != "full" and recipe.lora.merge:
-        from peft import PeftModel  # noqa: PLC0415
-
-        tokenizer: Any = AutoTokenizer.from_pretrained(target)
-        base: Any = AutoModelForCausalLM.from_pretrained(recipe.model.base, dtype=torch.float32)
-        if len(tokenizer) > base.get_input_embeddings().num_embeddings:
-            base.resize_token_embeddings(len(tokenizer))
-        merged: Any = PeftModel.from_pretrained(base, target).merge_and_unload(safe_merge=True)
-        temp = out / ".model-merged"
-        shutil.rmtree(temp, ignore_errors=True)
-        if recipe.precision == "bf16":
-            merged = merged.to(torch.bfloat16)
-        merged.save_pretrained(temp)
-        tokenizer.save_pretrained(temp)
-        shutil.copy2(target / keeping.RECORD, temp / keeping.RECORD)
-        keeping.replace(temp, target)
-    print(f"saved {target} (step {step})")

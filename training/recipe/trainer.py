@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
@@ -20,51 +19,24 @@ from transformers import Trainer, TrainerCallback
 from trl import SFTTrainer
 
 from training.recipe import keeping
-from training.recipe.rows import IGNORE, Encoded
 
 
 class Diverged(Exception):
     """The loss is not a number any more; the last checkpoint is from before that."""
 
 
+def finite(name: str, value: float, step: int) -> None:
+    """Raise `Diverged` where it is not."""
+    if not math.isfinite(value):
+        raise Diverged(
+            f"{name} is {value} at step {step}; the last checkpoint is from before it: lower the "
+            "learning rate or look at the rows of that step"
+        )
+
+
 def numbered(first: int, count: int) -> Dataset:
     """TRL takes its own kind of dataset only: rows are told by number, and `Collate` has them."""
     return Dataset.from_dict({"row": list(range(first, first + count))})
-
-
-@dataclass(frozen=True, slots=True)
-class Collate:
-    """Rows to one batch, without an attention mask: transformers derives it from positions that
-    restart, for any attention but flash; there it must be one long row (`flat`)."""
-
-    rows: Sequence[Sequence[Encoded]]
-    pad: int
-    flat: bool
-
-    def __call__(self, numbers: list[dict[str, int]]) -> dict[str, torch.Tensor]:
-        rows = [_columns(self.rows[number["row"]]) for number in numbers]
-        if self.flat:
-            joined = {key: [x for row in rows for x in row[key]] for key in rows[0]}
-            return {key: torch.tensor([values]) for key, values in joined.items()}
-        longest = max(len(row["input_ids"]) for row in rows)
-        # What pads a row is an example of its own, that nothing is learnt from.
-        fill = {
-            "input_ids": [self.pad] * longest,
-            "labels": [IGNORE] * longest,
-            "position_ids": list(range(longest)),
-        }
-        return {
-            key: torch.tensor([row[key] + more[: longest - len(row[key])] for row in rows])
-            for key, more in fill.items()
-        }
-
-
-def _columns(row: Sequence[Encoded]) -> dict[str, list[int]]:
-    return {
-        "input_ids": [token for one in row for token in one.ids],
-        "labels": [label for one in row for label in one.labels],
-        "position_ids": [place for one in row for place in range(len(one.ids))],
-    }
 
 
 class AlignerTrainer(SFTTrainer):  # type: ignore[misc]
@@ -90,6 +62,21 @@ class AlignerTrainer(SFTTrainer):  # type: ignore[misc]
             made = LambdaLR(optimizer or self.optimizer, self._rate)
             self.lr_scheduler = made
         return made
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, *args: Any, **more: Any
+    ) -> None:
+        """Raise `Diverged` before a step that is not a number is logged or saved.
+
+        `tr_loss` sums the steps since the last log, so a bad one in between is still in it.
+        """
+        if self.control.should_log or self.control.should_save:
+            summed = self.accelerator.reduce(tr_loss.detach().clone(), "sum")
+            finite("loss", float(summed), self.state.global_step)
+            finite(
+                "grad_norm", 0.0 if grad_norm is None else float(grad_norm), self.state.global_step
+            )
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **more)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._out / keeping.WRITING)
@@ -151,12 +138,8 @@ class Watch(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
         logs = logs or {}
-        for key in ("loss", "grad_norm", "eval_loss"):
-            if key in logs and not math.isfinite(float(logs[key])):
-                raise Diverged(
-                    f"{key} is {logs[key]} at step {state.global_step}; the last checkpoint is "
-                    "from before it: lower the learning rate or look at the rows of that step"
-                )
+        if "eval_loss" in logs:
+            finite("eval_loss", float(logs["eval_loss"]), state.global_step)
         if not self._lead or not {"loss", "eval_loss"} & logs.keys():
             return
         line = {"step": state.global_step} | {
