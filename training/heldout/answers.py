@@ -36,9 +36,17 @@ class Answer:
 
 
 class Judge:
-    """A checkpoint with its profile. Raises `ConfigError` for a folder that is none."""
+    """A checkpoint with its profile. `temperature` 0 takes the best token each time; otherwise
+    answers are drawn, by torch's own seed. Raises `ConfigError` for a folder that is no model."""
 
-    def __init__(self, folder: Path, *, profile: str | None = None, batch: int = 32) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        profile: str | None = None,
+        batch: int = 32,
+        temperature: float = 0.0,
+    ) -> None:
         named = profile or _profile_in(folder)
         if named not in PROFILES:
             raise ConfigError(
@@ -54,6 +62,11 @@ class Judge:
         self._model = model.eval().to(place)
         self._place = place
         self._batch = batch
+        self._drawing: dict[str, Any] = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0}
+            if temperature
+            else {"do_sample": False}
+        )
         self._encoder = Encoder(self._tokenizer, self.profile, keep_token=False)
         self._keeping = (
             Encoder(self._tokenizer, self.profile, keep_token=True)
@@ -125,7 +138,7 @@ class Judge:
 
     @torch.inference_mode()
     def _write(self, samples: list[Sample]) -> list[tuple[list[int], bool]]:
-        """The answers, greedily, without their end mark; whether that came."""
+        """The answers without their end mark; whether that came."""
         prompts = [self._prompt(sample) for sample in samples]
         width = max(map(len, prompts))
         ids = torch.tensor([[self._pad] * (width - len(p)) + p for p in prompts])
@@ -137,8 +150,8 @@ class Judge:
             input_ids=ids.to(self._place),
             attention_mask=mask.to(self._place),
             max_new_tokens=_FACTOR * longest + _EXTRA,
-            do_sample=False,
             num_beams=1,
+            **self._drawing,
             pad_token_id=self._pad,
             eos_token_id=self._tokenizer.eos_token_id,
         )
