@@ -13,6 +13,7 @@ import gzip
 import json
 import lzma
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -97,7 +98,7 @@ def records(path: Path) -> Iterator[Found]:
                     yield from _table(path, stream, "," if suffix == ".csv" else "\t")
                 case _:
                     raise DataError(f"{path}: cannot tell what it is; known: {_list(SUFFIXES)}")
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 

@@ -67,9 +67,10 @@ class Whole:
 
 
 Example = Row | Whole
+Form = Literal["sentence", "whole"]
 
 
-def form(example: Example) -> Literal["sentence", "whole"]:
+def form(example: Example) -> Form:
     return "sentence" if isinstance(example, Row) else "whole"
 
 
@@ -107,7 +108,8 @@ def words(text: str) -> list[str]:
 
 def key_text(question: Sequence[Turn]) -> str:
     """What makes a conversation the one it is: its first user message, so that all turns of one
-    conversation fall into one group."""
+    conversation fall into one group. "" where there is no question: then the group is all that
+    is known of it."""
     return next((turn.text for turn in question if turn.role == "user"), "")
 
 
@@ -172,9 +174,10 @@ def to_dict(example: Example) -> dict[str, Any]:
 
 def from_dict(data: Mapping[str, Any]) -> Example:
     """The inverse of `to_dict`; `source` and `group` may be missing. Raises `BadRecord`."""
-    question = conversation(data.get("question"))
+    question = conversation(data.get("question")) if data.get("question") != [] else ()
     source = text_of(data, "source") if data.get("source") is not None else "rows"
-    group = data.get("group") or group_of(key_text(question))
+    told = data.get("group")
+    group = told or group_of(key_text(question) or str(data.get("answer") or data.get("last")))
     if not isinstance(group, str):
         raise BadRecord("'group' must be a text")
     if "answer" in data:

@@ -99,7 +99,7 @@ class Questions:
 
     def add(self, group: str, text: str, *, evaluation: bool = False) -> None:
         if group not in self._grams:
-            self._grams[group] = triples(text)
+            self._grams[group] = triples(text or group)
         if evaluation:
             self._evaluation.add(group)
 
@@ -151,7 +151,7 @@ def check_splits(found: Iterable[tuple[Split, str, str]], near: float) -> None:
     for split, group, text in found:
         if of.setdefault(group, split) != split:
             raise Leak(f"question {group} stands in {of[group]} and in {split}")
-        plain = " ".join(words(text)) or text
+        plain = " ".join(words(text)) or text or group
         other, where = said.setdefault(plain, (group, split))
         if where != split and other != group:
             raise Leak(f"questions {other} ({where}) and {group} ({split}) have the same words")

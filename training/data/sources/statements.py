@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 from training.data.make import Maker
 from training.data.rows import BadRecord, Example, SetAside, conversation, text_of
 from training.data.sources.source import Record, Source
-
-# paradetox has sentences without a question.
-COMMENT: Final = "Write a short comment."
 
 
 def factcheck(record: Record, make: Maker) -> Iterator[Example]:
@@ -57,9 +53,8 @@ def _answers(record: Record, name: str) -> list[str]:
 
 
 def detox(record: Record, make: Maker) -> Iterator[Example]:
-    """Toxic sentences and their rewrites; a rewrite itself is kept."""
+    """Toxic sentences and their rewrites; a rewrite itself is kept. There is no question."""
     toxic = text_of(record, "toxic").strip()
-    turns = conversation(COMMENT)
     rewrites = [
         one.strip()
         for name in ("neutral1", "neutral2", "neutral3")
@@ -67,9 +62,9 @@ def detox(record: Record, make: Maker) -> Iterator[Example]:
     ]
     if not rewrites:
         raise BadRecord("no rewrite")
-    yield from make.keep(turns, rewrites[0], key=toxic)
+    yield from make.keep((), rewrites[0], key=toxic)
     for better in rewrites:
-        yield from make.edit(turns, toxic, better, key=toxic, ends=False)
+        yield from make.edit((), toxic, better, key=toxic, ends=False)
 
 
 def xstest(record: Record, make: Maker) -> Iterator[Example]:
