@@ -9,7 +9,16 @@ from typing import Final
 
 from stream_aligner_proxy.core.records import Turn
 from training.data.align import Step, align, first_difference, likeness
-from training.data.rows import BadRecord, Example, Row, Whole, edit_share, group_of, key_text
+from training.data.rows import (
+    BadRecord,
+    Example,
+    Row,
+    SetAside,
+    Whole,
+    edit_share,
+    group_of,
+    key_text,
+)
 
 # An edit that leaves less than this of the text is another answer, not a correction of this one.
 _SAME_TEXT: Final = 0.5
@@ -82,6 +91,8 @@ class Maker:
         if wrong is None:
             yield from self._whole(question, text, text, key)
             return
+        if not wrong.strip():
+            raise SetAside("the wrong step is empty")
         lead = "\n" if text else ""
         for better in dict.fromkeys(part.strip() for part in corrections):
             if 1 - edit_share(wrong.strip(), better) < self.similarity or better == wrong.strip():
