@@ -8,9 +8,12 @@ STAMP  := $(VENV)/.installed
 # vLLM needs an environment of its own; VLLM_REQUIRED=1 makes it an error that a machine has none.
 VENV_VLLM  := .venv-vllm
 STAMP_VLLM := $(VENV_VLLM)/.installed
+# llama.cpp's server is built from source, once: five minutes on two cores.
+LLAMACPP       := .llamacpp
+STAMP_LLAMACPP := $(LLAMACPP)/.installed
 PORT   ?= 8000
 
-.PHONY: help install demo test check unit vllm bench demo-models format clean
+.PHONY: help install demo test check unit vllm llamacpp bench demo-models format clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -47,6 +50,13 @@ vllm: $(STAMP_VLLM) ## the tests against real vLLM on the CPU, in .venv-vllm
 	@if [ -e $(STAMP_VLLM) ]; then $(VENV_VLLM)/bin/python -m pytest tests/vllm; \
 	else echo "tests/vllm: skipped, there is no vLLM here"; fi
 
+# Status 3 of the script: this machine cannot build it, and it has said why.
+$(STAMP_LLAMACPP): tests/continuation/install_llamacpp.py | $(STAMP)
+	$(BIN)/python tests/continuation/install_llamacpp.py $(LLAMACPP) && touch $@ || \
+	    { status=$$?; rm -f $@; [ $$status = 3 ] && [ -z "$(LLAMACPP_REQUIRED)" ]; }
+
+llamacpp: $(STAMP_LLAMACPP) ## build llama.cpp's server for the tests that need it
+
 bench: $(STAMP) ## every benchmark: tables on the screen, JSON in bench/results
 	$(BIN)/python -m bench.splitter
 	$(BIN)/python -m bench.early_review
@@ -55,6 +65,9 @@ bench: $(STAMP) ## every benchmark: tables on the screen, JSON in bench/results
 	$(BIN)/python -m bench.transparency
 	$(BIN)/python -m bench.demo_accuracy
 	$(BIN)/python -m bench.induction
+	$(BIN)/python -m bench.reopening
+	$(BIN)/python -m bench.continuation
+	$(BIN)/python -m bench.upstreams_page
 	$(BIN)/python -m bench.clients
 	$(BIN)/python -m bench.gateway
 	$(BIN)/python -m bench.load
@@ -70,4 +83,4 @@ format: $(STAMP) ## let ruff format and fix
 	$(BIN)/ruff check --fix .
 
 clean:          ## remove the virtual environment and caches
-	rm -rf $(VENV) $(VENV_VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(VENV_VLLM) $(LLAMACPP) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -4,6 +4,7 @@ The client is raw HTTP, so that its own cost is small and every frame's arrival 
 """
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -32,9 +33,22 @@ def free_port() -> int:
 @contextmanager
 def process(arguments: Sequence[str], ready: str, seconds: float = 120) -> Iterator[None]:
     """Run `python -m …` until the block ends; `ready` is a URL that answers 200 once it serves."""
+    with program([sys.executable, "-m", *arguments], ready, seconds):
+        yield
+
+
+@contextmanager
+def program(
+    command: Sequence[str], ready: str, seconds: float = 120, more: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """As `process`, for any command; `more` is added to its environment."""
     with tempfile.TemporaryFile("w+") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", *arguments], stdout=log, stderr=subprocess.STDOUT, cwd=ROOT
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env={**os.environ, **(more or {})},
         )
         try:
             deadline = time.monotonic() + seconds
@@ -46,7 +60,9 @@ def process(arguments: Sequence[str], ready: str, seconds: float = 120) -> Itera
                     pass
                 if child.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
-                    raise RuntimeError(f"{arguments[0]} did not start:\n{log.read()[-4000:]}")
+                    raise RuntimeError(
+                        f"{Path(command[0]).name} did not start:\n{log.read()[-4000:]}"
+                    )
                 time.sleep(0.1)
             yield
         finally:

@@ -1,29 +1,34 @@
 """The composition root: settings in, an ASGI app out. Nothing else knows all the parts."""
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
 
 from stream_aligner_proxy import __version__
-from stream_aligner_proxy.aligners import registry
 from stream_aligner_proxy.api import errors
 from stream_aligner_proxy.api.directory import Directory
 from stream_aligner_proxy.api.page import page_route
 from stream_aligner_proxy.api.plan import SCOPE_OF, Rules
 from stream_aligner_proxy.api.request_id import RequestId
 from stream_aligner_proxy.api.routes import body_schemas, routes
-from stream_aligner_proxy.api.service import Service
+from stream_aligner_proxy.api.service import Service, Treatment
 from stream_aligner_proxy.core.errors import ConfigError
 from stream_aligner_proxy.core.ports import Aligner, Observer
 from stream_aligner_proxy.core.records import Mode
 from stream_aligner_proxy.observers.guard import Guarded
-from stream_aligner_proxy.observers.metrics import Metrics
-from stream_aligner_proxy.settings import Settings, UpstreamSettings
-from stream_aligner_proxy.upstream.client import HttpUpstream
-from stream_aligner_proxy.upstream.exchange import Timeouts
+from stream_aligner_proxy.observers.metrics import Metrics, UpstreamState
+from stream_aligner_proxy.parts import (
+    make_aligner,
+    make_member,
+    make_table,
+    start_aligner,
+    used_aligners,
+)
+from stream_aligner_proxy.settings import DEFAULT, AlignmentSettings, Settings
+from stream_aligner_proxy.upstream.routing.member import Member
 
 _log = logging.getLogger(__name__)
 
@@ -37,42 +42,57 @@ def create_app(
 ) -> FastAPI:
     """The proxy as an ASGI app. Raises `ConfigError`.
 
-    `aligner` replaces the configured one. `examples` are the page's example questions.
-    Start-up loads the aligner; what goes wrong there is a `ConfigError` from the lifespan.
+    `aligner` replaces the one configured as `aligner`. `examples` are the page's example questions.
+    Start-up loads the aligners; what goes wrong there is a `ConfigError` from the lifespan.
     """
-    upstreams = [_upstream(upstream, i) for i, upstream in enumerate(settings.upstreams)]
+    made = [make_member(upstream) for upstream in settings.upstreams]
+    members = [member for member, _ in made]
+    table = make_table(settings, members)
+    aligners = {
+        name: aligner if name == DEFAULT and aligner is not None else make_aligner(section, name)
+        for name, section in used_aligners(settings).items()
+    }
     metrics = Metrics()
-    alignment = settings.alignment
+    metrics.watch(lambda: map(_state, members))
     service = Service(
-        directory=Directory(upstreams),
-        aligner=aligner if aligner is not None else _aligner(settings),
-        rules=Rules(
-            alignment.mode,
-            alignment.allow_override,
-            alignment.provenance,
-            alignment.structured_output == "pass",
-            alignment.strength,
+        directory=Directory(
+            members,
+            table=table,
+            declared={u.name: u.models for u in settings.upstreams if u.models is not None},
         ),
-        policy=alignment.policy,
+        table=table,
+        treatments=make_treatments(settings, aligners),
+        aligners=aligners,
+        watcher=metrics,
         observers=[Guarded(o, metrics.observer_failed) for o in (metrics, *observers)],
         count_error=metrics.error,
         render_metrics=metrics.render,
         max_body_bytes=settings.server.max_body_bytes,
+        show_upstream=settings.server.show_upstream,
         examples=tuple(examples),
     )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            for upstream in upstreams:
-                stack.push_async_callback(upstream.aclose)
-            stack.push_async_callback(service.aligner.close)
-            await service.aligner.start()
-            _check_aligner(service)
+            for member in members:
+                stack.push_async_callback(member.aclose)
+            for name, loaded in aligners.items():
+                stack.push_async_callback(loaded.close)
+                await start_aligner(loaded, name)
+            check_treatments(settings, service.treatments)
             service.ready = True
             # Known models are routed without asking; an upstream that is down is asked again.
             await service.directory.refresh()
-            _log.info("ready: aligner %s, mode %s", service.aligner.name, alignment.mode)
+            for _, prober in made:
+                stack.push_async_callback(prober.close)
+                prober.start()
+            _log.info(
+                "ready: %d upstreams, %d routes, aligners: %s",
+                len(members),
+                len(settings.routes),
+                ", ".join(loaded.name for loaded in aligners.values()),
+            )
             yield
             service.ready = False
 
@@ -96,35 +116,52 @@ def create_app(
     return app
 
 
-def _upstream(settings: UpstreamSettings, index: int) -> HttpUpstream:
-    key = settings.api_key.get_secret_value() if settings.api_key is not None else None
-    return HttpUpstream(
-        settings.name,
-        settings.base_url,
-        settings.dialect,
-        api_key=key,
-        timeouts=Timeouts(**settings.timeouts.model_dump()),
+def make_treatments(settings: Settings, aligners: Mapping[str, Aligner]) -> list[Treatment]:
+    """One for each route, or a single one where there is none."""
+    routes = [(route.alignment, route.aligner) for route in settings.routes] or [(None, None)]
+    return [
+        _treatment(own or settings.alignment, name or DEFAULT, aligners[name or DEFAULT])
+        for own, name in routes
+    ]
+
+
+def check_treatments(settings: Settings, treatments: Sequence[Treatment]) -> None:
+    """Raises `ConfigError` for what an aligner cannot do; they must have been started."""
+    for number, treatment in enumerate(treatments):
+        own = bool(settings.routes) and settings.routes[number].alignment is not None
+        _check(treatment, f"routes[{number}].alignment" if own else "alignment")
+
+
+def _treatment(alignment: AlignmentSettings, name: str, aligner: Aligner) -> Treatment:
+    rules = Rules(
+        alignment.mode,
+        alignment.allow_override,
+        alignment.provenance,
+        alignment.structured_output == "pass",
+        alignment.strength,
     )
+    return Treatment(name, aligner, rules, alignment.policy)
 
 
-def _aligner(settings: Settings) -> Aligner:
-    return registry.create(settings.aligner.options())
+def _state(member: Member) -> UpstreamState:
+    found = member.found()
+    return UpstreamState(member.name, member.health.usable, str(found["way"]), str(found["class"]))
 
 
-def _check_aligner(service: Service) -> None:
-    """The route's own mode must be one the aligner can work in, its strength one it obeys."""
-    mode, aligner = service.rules.mode, service.aligner
+def _check(treatment: Treatment, where: str) -> None:
+    """A route's own mode must be one its aligner can work in, its strength one it obeys."""
+    mode, aligner = treatment.rules.mode, treatment.aligner
     least, most = aligner.strengths
-    if not least <= service.rules.strength <= most:
+    if not least <= treatment.rules.strength <= most:
         able = f"it obeys {least:g} to {most:g}" if least < most else f"it can only be {least:g}"
         raise ConfigError(
-            f"alignment.strength: the aligner {aligner.name} cannot be dialled to "
-            f"{service.rules.strength:g}: {able}"
+            f"{where}.strength: the aligner {aligner.name} cannot be dialled to "
+            f"{treatment.rules.strength:g}: {able}"
         )
     if mode is not Mode.OFF and SCOPE_OF[mode] not in aligner.scopes:
         able = ", ".join(m for m in Mode if m is Mode.OFF or SCOPE_OF[m] in aligner.scopes)
         raise ConfigError(
-            f"alignment.mode: the aligner {aligner.name} cannot work in mode {mode}; "
+            f"{where}.mode: the aligner {aligner.name} cannot work in mode {mode}; "
             f"it can in: {able}"
         )
 

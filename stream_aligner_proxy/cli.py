@@ -1,9 +1,11 @@
-"""The command `stream-aligner`: `demo` and `serve`.
+"""The command `stream-aligner`: `demo`, `serve` and `check`.
 
 What the operator got wrong is one line on stderr and exit code 2; nothing listens then.
 """
 
 import argparse
+import asyncio
+import json
 import logging
 import signal
 import socket
@@ -34,6 +36,11 @@ examples:
 
       Then point any OpenAI client at http://127.0.0.1:8000/v1.
 
+  stream-aligner check --config proxy.yaml
+      Ask everything that the file names, before serving: which upstream answers, how it is made
+      to continue a corrected reply, whether the aligners load. Exit code 0: all serve; 1: something
+      does not answer; 2: the file is wrong.
+
 Every key can also be set by the environment, which wins over the file:
   STREAM_ALIGNER_ALIGNMENT__MODE=shadow stream-aligner serve --config proxy.yaml
 """
@@ -45,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "serve":
             return _serve(options)
+        if options.command == "check":
+            return _check(options)
         return _demo(options)
     except ConfigError as error:
         print(f"stream-aligner: {error}", file=sys.stderr)
@@ -62,10 +71,22 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"stream-aligner {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{demo,serve}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{demo,serve,check}")
     demo = commands.add_parser("demo", help="serve two tiny built-in models: upstream and aligner")
     serve = commands.add_parser("serve", help="serve what a configuration file says")
-    serve.add_argument("--config", required=True, type=Path, metavar="FILE", help="a YAML file")
+    check = commands.add_parser(
+        "check",
+        help="ask every upstream and aligner of a configuration file",
+        description="Ask every upstream and load or ask every aligner that a configuration file"
+        " names; print what was found. Exit code 0: all serve; 1: something does not answer; 2: the"
+        " file is wrong.",
+    )
+    check.add_argument("--no-aligner", action="store_true", help="leave the aligners out")
+    check.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    for command in (serve, check):
+        command.add_argument(
+            "--config", required=True, type=Path, metavar="FILE", help="a YAML file"
+        )
     for command in (demo, serve):
         command.add_argument("--host", metavar="H", help="address to listen on (127.0.0.1)")
         command.add_argument(
@@ -94,6 +115,16 @@ def _serve(options: argparse.Namespace) -> int:
         _exit_on_sigterm()
         run(app, listener, server.shutdown_seconds, server.log_level)
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from stream_aligner_proxy.check import check  # noqa: PLC0415
+    from stream_aligner_proxy.settings import load  # noqa: PLC0415
+
+    _log_to_stderr("error")
+    report = asyncio.run(check(load(options.config), load_aligners=not options.no_aligner))
+    print(json.dumps(report.as_json(), indent=2) if options.json else report.table())
+    return 0 if report.serves else 1
 
 
 def _demo(options: argparse.Namespace) -> int:

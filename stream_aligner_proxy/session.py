@@ -20,6 +20,7 @@ from stream_aligner_proxy.core.events import (
     Action,
     BranchBroke,
     BranchEnded,
+    BranchEvent,
     CloseBranch,
     Deliver,
     DropReview,
@@ -29,7 +30,9 @@ from stream_aligner_proxy.core.events import (
     Finish,
     OpenBranch,
     PartArrived,
+    PauseBranch,
     PromptMetered,
+    ResumeBranch,
     ReviewBroke,
     ReviewDone,
     ReviewProgress,
@@ -38,6 +41,7 @@ from stream_aligner_proxy.core.events import (
     TextEnded,
 )
 from stream_aligner_proxy.core.loop import AlignmentLoop
+from stream_aligner_proxy.core.passing import PassingLoop
 from stream_aligner_proxy.core.ports import Aligner, Observer, Upstream
 from stream_aligner_proxy.core.records import (
     ChatRequest,
@@ -64,7 +68,7 @@ class Reply(Protocol):
 
 
 class Session:
-    """One reply in mode `stream`, `whole` or `shadow`. Use once.
+    """One reply, in mode `off` too where it cannot be relayed as it is. Use once.
 
     `observers` must not raise: `observers.guard.Guarded` sees to that.
     """
@@ -80,7 +84,7 @@ class Session:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         scope = "whole" if policy.mode is Mode.WHOLE else "sentence"
-        if scope not in aligner.scopes:
+        if policy.mode is not Mode.OFF and scope not in aligner.scopes:
             raise RequestError(
                 f"the aligner {aligner.name!r} cannot review a {scope}: choose another mode",
                 param="stream_aligner.mode",
@@ -93,13 +97,23 @@ class Session:
         self._clock = clock
         way = upstream.continuation(request)
         can_continue = policy.mode is Mode.STREAM and way.possible
-        self._loop = (
-            ShadowLoop(request, policy)
-            if policy.mode is Mode.SHADOW
-            else AlignmentLoop(request, policy, can_continue=can_continue)
-        )
+        self._loop: AlignmentLoop | ShadowLoop | PassingLoop
+        match policy.mode:
+            case Mode.OFF:
+                self._loop = PassingLoop(request)
+            case Mode.SHADOW:
+                self._loop = ShadowLoop(request, policy)
+            case _:
+                self._loop = AlignmentLoop(
+                    request,
+                    policy,
+                    can_continue=can_continue,
+                    sure=way.sure,
+                    measures=way.way != "instruct",
+                )
         self._continuation = way.way if policy.mode is Mode.STREAM else "none"
         self._branches: dict[int, asyncio.Task[None]] = {}
+        self._paused: dict[int, asyncio.Event] = {}  # set when the branch may be read again
         self._reviews: dict[int, asyncio.Task[None]] = {}
         self._review_times: dict[int, tuple[float, float | None]] = {}  # started, verdict
         self._outbox: deque[Delivery] = deque()
@@ -125,7 +139,9 @@ class Session:
             match self._outcome:
                 case Finish(finish_reason, usage, cost):
                     ended = "finished"
-                    return Finished(finish_reason, usage, cost, mode, self._continuation)
+                    refused = cost.refused_continuations > 0
+                    way = "rewrite-only" if refused else self._continuation
+                    return Finished(finish_reason, usage, cost, mode, way)
                 case Fail(error):
                     ended = error.code or error.type
                     raise error
@@ -176,24 +192,34 @@ class Session:
                         usage = chunk.usage
                         if not metered:
                             metered = True
-                            self._dispatch(PromptMetered(branch, usage.prompt_tokens))
+                            await self._tell_loop(PromptMetered(branch, usage.prompt_tokens))
                     if chunk.part is not None:
-                        self._dispatch(PartArrived(branch, chunk.part, chunk.tokens))
+                        await self._tell_loop(PartArrived(branch, chunk.part, chunk.tokens))
                     if chunk.text:
+                        if branch in self._paused:
+                            await self._paused[branch].wait()
                         self._dispatch(TextArrived(branch, chunk.text, chunk.tokens))
                     if chunk.finish_reason and finish_reason is None:
                         # The last sentence need not wait for the usage and the end of the body.
                         finish_reason = chunk.finish_reason
-                        self._dispatch(TextEnded(branch, finish_reason))
+                        await self._tell_loop(TextEnded(branch, finish_reason))
                     if branch not in self._branches:
                         return
                     if not self._gate.is_set():
                         await self._gate.wait()
+                    if branch in self._paused:
+                        await self._paused[branch].wait()
             # Only now, though the reason came earlier: the usage comes after it, and a body read
             # to its end gives the connection back to the pool.
-            self._dispatch(BranchEnded(branch, finish_reason or "stop", usage))
+            await self._tell_loop(BranchEnded(branch, finish_reason or "stop", usage))
         except ProxyError as error:
-            self._dispatch(BranchBroke(branch, error))
+            await self._tell_loop(BranchBroke(branch, error))
+
+    async def _tell_loop(self, event: BranchEvent) -> None:
+        """Dispatch an event of a branch, when that is not paused."""
+        if event.branch in self._paused:
+            await self._paused[event.branch].wait()
+        self._dispatch(event)
 
     async def _review(self, started: StartReview) -> None:
         event: Event
@@ -235,6 +261,10 @@ class Session:
                     self._open(action)
                 case CloseBranch():
                     self._close(action)
+                case PauseBranch(branch):
+                    self._paused[branch] = asyncio.Event()
+                case ResumeBranch(branch):
+                    self._paused.pop(branch).set()
                 case Finish() | Fail():
                     self._outcome = action
                     self._wake.set()
@@ -246,6 +276,7 @@ class Session:
 
     def _close(self, action: CloseBranch) -> None:
         self._cancel(self._branches.pop(action.branch, None))
+        self._paused.pop(action.branch, None)
         self._tell(lambda observer: observer.branch_closed(action.branch))
 
     def _deliver(self, action: Deliver) -> None:

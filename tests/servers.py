@@ -1,4 +1,4 @@
-"""Real HTTP servers for tests: uvicorn on a port of its own choosing, closed without a trace."""
+"""Real HTTP servers for tests, on ports of their own choosing, closed without a trace."""
 
 import asyncio
 import contextlib

@@ -4,8 +4,16 @@ import asyncio
 
 import pytest
 
-from stream_aligner_proxy.core.errors import RequestError, UpstreamUnreachable
-from stream_aligner_proxy.core.records import ChatRequest, Mode, Policy, Turn, Usage, Verdict
+from stream_aligner_proxy.core.errors import ContinuationFailed, RequestError, UpstreamUnreachable
+from stream_aligner_proxy.core.records import (
+    ChatRequest,
+    Continuation,
+    Mode,
+    Policy,
+    Turn,
+    Usage,
+    Verdict,
+)
 from stream_aligner_proxy.observers.guard import Guarded
 from stream_aligner_proxy.session import Session
 from tests.fakes import FunctionAligner, ListReply, MemoryUpstream, TellingAligner
@@ -250,7 +258,7 @@ async def test_an_upstream_that_breaks_in_the_middle_delivers_what_was_reviewed_
     upstream = MemoryUpstream(lambda prefix: [*words("One. Two. Thr"), UpstreamUnreachable("gone")])
     reply = ListReply()
     with pytest.raises(UpstreamUnreachable):
-        await session(upstream).run(reply)
+        await session(upstream, policy=Policy(max_resumes=0)).run(reply)
     assert reply.text == "One. Two."
     assert (upstream.opened, upstream.closed) == (1, 1)
     assert not tasks()
@@ -305,7 +313,9 @@ async def test_observers_see_as_many_branches_closed_as_opened_on_every_way_out(
     ):
         recorder = Recorder()
         upstream = MemoryUpstream(lambda prefix, items=items: list(items))
-        running = asyncio.create_task(session(upstream, observers=[recorder]).run(ListReply()))
+        running = asyncio.create_task(
+            session(upstream, policy=Policy(max_resumes=0), observers=[recorder]).run(ListReply())
+        )
         await settle()
         if cancel:
             running.cancel()
@@ -336,3 +346,69 @@ async def test_an_aligner_that_cannot_review_sentences_refuses_the_mode_by_name(
     with pytest.raises(RequestError) as raised:
         session(MemoryUpstream(lambda prefix: []), aligner)
     assert raised.value.param == "stream_aligner.mode"
+
+
+class Unsure(MemoryUpstream):
+    """It is not known to continue."""
+
+    def continuation(self, request):
+        return Continuation("instruct", sure=False)
+
+
+def polite(review):
+    return Verdict("I am kind.") if "rude" in review.sentence else Verdict()
+
+
+async def test_a_refused_continuation_is_not_noticed_by_the_client():
+    texts = {"": "I am rude. You are nice. So am I. ", "I am kind.": ContinuationFailed("again")}
+    upstream = Unsure(
+        lambda prefix: words(texts[prefix]) if prefix == "" else [texts[prefix]],
+    )
+    reply = ListReply()
+    finished = await session(upstream, FunctionAligner(polite)).run(reply)
+    assert reply.text == "I am kind. You are nice. So am I. "
+    assert finished.continuation == "rewrite-only"
+    assert finished.cost.refused_continuations == 1
+    assert upstream.opened == upstream.closed == 2
+
+
+async def test_a_parked_branch_is_not_read_and_ends_with_the_reply():
+    hold = asyncio.Event()
+    first = [*words("I am rude. "), *words("More. " * 50)]
+    upstream = Unsure(lambda prefix: first if prefix == "" else [hold, " Dear", " friend."])
+    reply = ListReply()
+    running = asyncio.create_task(session(upstream, FunctionAligner(polite)).run(reply))
+    await settle()
+    read = upstream.read
+    await settle()
+    assert upstream.read == read < len(first)
+    hold.set()
+    await running
+    assert reply.text.startswith("I am kind. Dear friend.")
+    assert upstream.opened == upstream.closed == 2
+    assert not tasks()
+
+
+@pytest.mark.parametrize("steps", range(0, 60, 4))
+async def test_leaving_with_a_parked_branch_leaves_nothing_behind(steps):
+    never = asyncio.Event()
+    upstream = Unsure(lambda prefix: [*words("I am rude. You too. "), never])
+    running = asyncio.create_task(session(upstream, FunctionAligner(polite)).run(ListReply()))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running], timeout=BOUND)
+    assert upstream.opened == upstream.closed
+    assert not tasks()
+
+
+async def test_a_reply_whose_upstream_breaks_goes_on():
+    texts = {
+        "": ["One.", " Two.", " Thr", UpstreamUnreachable("gone")],
+        "One. Two.": [" Three."],
+    }
+    upstream = MemoryUpstream(texts.__getitem__)
+    reply = ListReply()
+    finished = await session(upstream).run(reply)
+    assert reply.text == "One. Two. Three."
+    assert finished.cost.resumes == 1

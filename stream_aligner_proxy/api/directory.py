@@ -1,14 +1,13 @@
-"""Which upstream serves which model: the upstreams' `/models`, merged and remembered.
+"""Which upstream serves which model: by the routes, or by the upstreams' `/models`, merged and
+remembered.
 
-Requests are routed by what was last heard, without asking first; only a name that nobody is known
-to serve makes the directory ask again, once. Concurrent askers share one refresh.
+Without routes requests go by what was last heard, without asking first; only a name that nobody is
+known to serve makes the directory ask again, once. Concurrent askers share one refresh.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
 
 from stream_aligner_proxy.core.errors import (
     ModelNotFound,
@@ -17,7 +16,9 @@ from stream_aligner_proxy.core.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from stream_aligner_proxy.core.ports import Upstream
+from stream_aligner_proxy.upstream.routing.member import Member
+from stream_aligner_proxy.upstream.routing.patterns import Pattern
+from stream_aligner_proxy.upstream.routing.table import Table, Target, Targets
 
 Models = list[dict[str, object]]
 
@@ -25,62 +26,50 @@ _TTL_SECONDS = 30.0
 _LIST_SECONDS = 5.0
 
 
-class Relayed(Protocol):
-    """An upstream's answer, passed on as it is: `body` where it is JSON, otherwise `frames`, each
-    item one or more whole ones."""
-
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-
-    @property
-    def body(self) -> bytes | None: ...
-
-    @property
-    def frames(self) -> AsyncIterator[bytes]: ...
-
-
-class ServedUpstream(Upstream, Protocol):
-    """What the API needs of an upstream beside branches."""
-
-    def relay(
-        self,
-        body: bytes | Mapping[str, Any],
-        headers: Mapping[str, str],
-        *,
-        stream: bool,
-        request_id: str = "",
-    ) -> AbstractAsyncContextManager[Relayed]: ...
-
-    async def models(self, headers: Mapping[str, str] | None = None) -> Models: ...
-
-    async def ping(self) -> None: ...
-
-
 class Directory:
-    """The models of all upstreams. Where two serve a name, the one configured first gets it."""
+    """The models of all upstreams. Without a `table` of routes, where two serve a name the one
+    configured first gets it. `declared`: names and patterns by upstream, for those not to be asked.
+    """
 
     def __init__(
         self,
-        upstreams: Sequence[ServedUpstream],
+        upstreams: Sequence[Member],
         *,
+        table: Table | None = None,
+        declared: Mapping[str, Sequence[str]] | None = None,
         clock: Callable[[], float] = time.monotonic,
         ttl: float = _TTL_SECONDS,
     ) -> None:
         self._upstreams = tuple(upstreams)
+        self._table = table
+        self._declared = {
+            name: tuple(map(Pattern, models)) for name, models in (declared or {}).items()
+        }
         self._clock = clock
         self._ttl = ttl
-        self._lists: dict[str, Models] = {}
-        self._learnt: dict[str, ServedUpstream] = {}  # by a client's key: routed, never listed
+        self._lists: dict[str, Models] = {
+            name: [{"id": pattern.text} for pattern in patterns if not pattern.wild]
+            for name, patterns in self._declared.items()
+        }
+        self._learnt: dict[str, Member] = {}  # by a client's key: routed, never listed
         self._failures: dict[str, UpstreamError] = {}
         self._refreshed: float | None = None
         self._refreshes = 0
         self._lock = asyncio.Lock()
 
     @property
-    def upstreams(self) -> tuple[ServedUpstream, ...]:
+    def upstreams(self) -> tuple[Member, ...]:
         return self._upstreams
 
-    async def pick(self, model: str, headers: Mapping[str, str] | None = None) -> ServedUpstream:
+    async def targets(self, model: str, headers: Mapping[str, str] | None = None) -> Targets:
+        """Who can serve `model`; raises like `pick`."""
+        if self._table is None:
+            return Targets((Target(await self.pick(model, headers), model),))
+        if (found := self._table.targets(model)) is None:
+            raise ModelNotFound(f"The model '{model}' does not exist.", param="model")
+        return found
+
+    async def pick(self, model: str, headers: Mapping[str, str] | None = None) -> Member:
         """The upstream that serves `model`. Raises `ModelNotFound` or `UpstreamUnreachable`.
 
         `headers` are the client's, for upstreams that want its key.
@@ -121,7 +110,11 @@ class Directory:
                 down.insert(0, error)
                 continue
             for model in models:
-                merged.setdefault(str(model["id"]), _described(model, upstream.name))
+                id = str(model["id"])
+                if self._table is None or self._table.leads(id, upstream.name):
+                    merged.setdefault(id, _described(model, upstream.name))
+        for name in self._table.names if self._table is not None else ():
+            merged.setdefault(name, _described({"id": name}, "route"))
         if not merged and down:
             raise down[0]
         return list(merged.values())
@@ -138,7 +131,9 @@ class Directory:
             self._refreshes += 1
             self._refreshed = self._clock()
 
-    async def _ask(self, upstream: ServedUpstream) -> None:
+    async def _ask(self, upstream: Member) -> None:
+        if upstream.name in self._declared:
+            return
         try:
             async with asyncio.timeout(_LIST_SECONDS):
                 models = await upstream.models()
@@ -154,7 +149,7 @@ class Directory:
                 model for model in models if isinstance(model.get("id"), str)
             ]
 
-    async def _of(self, upstream: ServedUpstream, headers: Mapping[str, str]) -> Models:
+    async def _of(self, upstream: Member, headers: Mapping[str, str]) -> Models:
         """One upstream's list; asked with the client's own key where it wants one, and then not
         remembered, for another client may not see the same."""
         failure = self._failures.get(upstream.name)
@@ -163,13 +158,16 @@ class Directory:
             return [m for m in await upstream.models(headers) if isinstance(m.get("id"), str)]
         return self._lists.get(upstream.name, [])
 
-    def _owner(self, model: str) -> ServedUpstream | None:
+    def _owner(self, model: str) -> Member | None:
         for upstream in self._upstreams:
             if any(known["id"] == model for known in self._lists.get(upstream.name, ())):
                 return upstream
+            patterns = self._declared.get(upstream.name, ())
+            if any(pattern.match(model) is not None for pattern in patterns):
+                return upstream
         return self._learnt.get(model)
 
-    async def _owner_by_key(self, model: str, headers: Mapping[str, str]) -> ServedUpstream | None:
+    async def _owner_by_key(self, model: str, headers: Mapping[str, str]) -> Member | None:
         for upstream in self._upstreams:
             try:
                 models = await self._of(upstream, headers)

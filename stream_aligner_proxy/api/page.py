@@ -36,8 +36,8 @@ def page_route(service: Service) -> APIRouter:
     async def page() -> HTMLResponse:
         config = orjson.dumps(
             {
-                "modes": service.modes(),
-                "mode": service.rules.mode,
+                "modes": service.treatments[0].modes(),
+                "mode": service.treatments[0].rules.mode,
                 "examples": service.examples or _EXAMPLES,
             }
         ).decode()

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from stream_aligner_proxy.api.directory import ServedUpstream
 from stream_aligner_proxy.api.plan import Plan
 from stream_aligner_proxy.api.response import EVENT_STREAM_HEADERS, HttpOut, WatchedResponse
 from stream_aligner_proxy.core.errors import ProxyError
 from stream_aligner_proxy.core.ports import Observer
 from stream_aligner_proxy.core.records import Cost, Mode
+from stream_aligner_proxy.upstream.routing.lease import Lease
 
 
 class RelayResponse(WatchedResponse):
@@ -16,12 +16,12 @@ class RelayResponse(WatchedResponse):
 
     def __init__(
         self,
-        upstream: ServedUpstream,
+        upstream: Lease,
         plan: Plan,
         *,
         observers: Sequence[Observer],
         request_id: str,
-        headers: Mapping[str, str],
+        headers: Callable[[], Mapping[str, str]],
         count_error: Callable[[ProxyError], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -57,7 +57,7 @@ class RelayResponse(WatchedResponse):
             theirs = {name.lower(): value for name, value in relayed.headers.items()}
             if (upstream_id := theirs.pop("x-request-id", None)) is not None:
                 theirs["x-upstream-request-id"] = upstream_id
-            headers = {**theirs, **self._reply_headers}
+            headers = {**theirs, **self._reply_headers()}
             if relayed.body is not None:
                 headers["content-length"] = str(len(relayed.body))
                 headers.setdefault("content-type", "application/json")

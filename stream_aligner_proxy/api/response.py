@@ -31,6 +31,10 @@ EVENT_STREAM_HEADERS = {
 }
 
 
+# Asked for when the answer begins.
+_Headers = Callable[[], Mapping[str, str]]
+
+
 class _ClientLeft(Exception):
     """Ends the task group of a request."""
 
@@ -85,12 +89,12 @@ class WatchedResponse(Response):
         self,
         *,
         request_id: str,
-        headers: Mapping[str, str],
+        headers: _Headers,
         count_error: Callable[[ProxyError], None],
     ) -> None:
         super().__init__()
         self._request_id = request_id
-        self._reply_headers = dict(headers)
+        self._reply_headers = headers
         self._count_error = count_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,7 +127,7 @@ class WatchedResponse(Response):
         if out.started:
             await out.end(error_frame(error) + DONE)
         else:
-            await out.refuse(error, self._reply_headers)
+            await out.refuse(error, self._reply_headers())
 
 
 class _Running(Protocol):
@@ -133,9 +137,9 @@ class _Running(Protocol):
 class _Events:
     """Writes deliveries as SSE."""
 
-    def __init__(self, out: HttpOut, headers: Mapping[str, str], chunks: Chunks) -> None:
+    def __init__(self, out: HttpOut, headers: _Headers, chunks: Chunks) -> None:
         self._out = out
-        self._headers = {**headers, **EVENT_STREAM_HEADERS}
+        self._headers = headers
         self._chunks = chunks
 
     async def deliver(self, delivery: Delivery) -> None:
@@ -149,16 +153,16 @@ class _Events:
     async def _start(self) -> bytes:
         if self._out.started:
             return b""
-        await self._out.start(self._headers)
+        await self._out.start({**self._headers(), **EVENT_STREAM_HEADERS})
         return self._chunks.first()
 
 
 class _Whole:
     """Gathers the same deliveries into one JSON body."""
 
-    def __init__(self, out: HttpOut, headers: Mapping[str, str], gatherer: Gatherer) -> None:
+    def __init__(self, out: HttpOut, headers: _Headers, gatherer: Gatherer) -> None:
         self._out = out
-        self._headers = {**headers, "content-type": "application/json"}
+        self._headers = headers
         self._gatherer = gatherer
 
     async def deliver(self, delivery: Delivery) -> None:
@@ -166,7 +170,8 @@ class _Whole:
 
     async def finish(self, finished: Finished) -> None:
         body = self._gatherer.completion(finished)
-        await self._out.start({**self._headers, "content-length": str(len(body))})
+        described = {"content-type": "application/json", "content-length": str(len(body))}
+        await self._out.start({**self._headers(), **described})
         await self._out.end(body)
 
 
@@ -182,7 +187,7 @@ class ReplyResponse(WatchedResponse):
         include_usage: bool,
         provenance: bool,
         request_id: str,
-        headers: Mapping[str, str],
+        headers: _Headers,
         count_error: Callable[[ProxyError], None],
     ) -> None:
         super().__init__(request_id=request_id, headers=headers, count_error=count_error)

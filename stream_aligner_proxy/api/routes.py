@@ -13,9 +13,11 @@ from stream_aligner_proxy.api.request_id import request_id_of
 from stream_aligner_proxy.api.response import ReplyResponse
 from stream_aligner_proxy.api.schemas import ChatBody, parse
 from stream_aligner_proxy.api.service import Service
+from stream_aligner_proxy.api.status import report
 from stream_aligner_proxy.core.errors import ModelNotFound, RequestError, UpstreamError
 from stream_aligner_proxy.core.records import Mode
 from stream_aligner_proxy.session import Session
+from stream_aligner_proxy.upstream.routing.lease import Lease
 
 _FORWARDED = (
     "authorization",
@@ -51,18 +53,23 @@ def routes(service: Service) -> APIRouter:
     )
     async def chat_completions(request: Request) -> Response:
         raw, body = parse(await _read(request, service.max_body_bytes))
+        treatment = service.treatment(body.model)
         plan = decide(
             raw,
             body,
-            service.rules,
-            scopes=service.aligner.scopes,
-            strengths=service.aligner.strengths,
+            treatment.rules,
+            scopes=treatment.aligner.scopes,
+            strengths=treatment.aligner.strengths,
             headers=_forwarded(request),
             request_id=request_id_of(request.scope),
         )
-        upstream = await service.directory.pick(plan.request.model, plan.request.headers)
-        headers = _reply_headers(plan)
-        if plan.mode is Mode.OFF:
+        upstream = await service.lease(plan.request)
+
+        def headers() -> dict[str, str]:
+            """Known when the reply begins: until then another upstream may have to write it."""
+            return _reply_headers(plan, upstream, service.show_upstream)
+
+        if plan.mode is Mode.OFF and upstream.relays:
             return RelayResponse(
                 upstream,
                 plan,
@@ -74,8 +81,8 @@ def routes(service: Service) -> APIRouter:
         session = Session(
             plan.request,
             upstream=upstream,
-            aligner=service.aligner,
-            policy=service.policy(plan.mode, plan.strength),
+            aligner=treatment.aligner,
+            policy=treatment.policy(plan.mode, plan.strength),
             observers=service.observers,
         )
         return ReplyResponse(
@@ -83,7 +90,7 @@ def routes(service: Service) -> APIRouter:
             model=plan.request.model,
             stream=plan.stream,
             include_usage=plan.include_usage,
-            provenance=plan.provenance,
+            provenance=plan.provenance and plan.mode is not Mode.OFF,
             request_id=plan.request.request_id,
             headers=headers,
             count_error=service.count_error,
@@ -117,14 +124,19 @@ def routes(service: Service) -> APIRouter:
             except UpstreamError as error:
                 upstreams[upstream.name] = error.code or error.type
         # One upstream that answers is enough to serve its models.
-        aligner = service.aligner_state
+        states = service.aligner_states()
+        aligner = next((state for state in states.values() if state != "ok"), "ok")
         ready = aligner == "ok" and "ok" in upstreams.values()
-        report = {
+        answer = {
             "status": "ready" if ready else "unready",
             "aligner": aligner,
             "upstreams": upstreams,
         }
-        return _json(report, status=200 if ready else 503)
+        return _json(answer, status=200 if ready else 503)
+
+    @router.get("/status", summary="Routes, upstreams and aligners", tags=["operation"])
+    async def status() -> Response:
+        return _json(report(service))
 
     @router.get("/metrics", summary="Prometheus metrics", tags=["operation"])
     async def metrics() -> Response:
@@ -167,8 +179,14 @@ def _forwarded(request: Request) -> dict[str, str]:
     return {name: request.headers[name] for name in _FORWARDED if name in request.headers}
 
 
-def _reply_headers(plan: Plan) -> dict[str, str]:
-    headers = {"x-stream-aligner-mode": str(plan.mode)}
+def _reply_headers(plan: Plan, upstream: Lease, show_upstream: bool) -> dict[str, str]:
+    streams = plan.mode is Mode.STREAM
+    headers = {
+        "x-stream-aligner-mode": str(plan.mode),
+        "x-stream-aligner-continuation": upstream.way(plan.request) if streams else "none",
+    }
+    if show_upstream:
+        headers["x-stream-aligner-upstream"] = upstream.name
     if plan.passthrough is not None:
         headers["x-stream-aligner-passthrough"] = plan.passthrough
     return headers

@@ -1,43 +1,73 @@
 """What the routes work with: put together once by the composition root."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stream_aligner_proxy.api.directory import Directory
 from stream_aligner_proxy.api.plan import SCOPE_OF, Rules
-from stream_aligner_proxy.core.errors import ProxyError
+from stream_aligner_proxy.core.errors import ModelNotFound, ProxyError
 from stream_aligner_proxy.core.ports import Aligner, Observer
-from stream_aligner_proxy.core.records import Mode, Policy
+from stream_aligner_proxy.core.records import ChatRequest, Mode, Policy
+from stream_aligner_proxy.upstream.routing.lease import Lease
+from stream_aligner_proxy.upstream.routing.member import Watcher
+from stream_aligner_proxy.upstream.routing.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """How the replies of a route are aligned. `aligner_name` is the configured one."""
+
+    aligner_name: str
+    aligner: Aligner
+    rules: Rules
+    policy: Callable[[Mode, float], Policy]
+
+    def modes(self) -> list[Mode]:
+        """The modes that a request may choose and the aligner can work in."""
+        return [
+            mode
+            for mode in Mode
+            if self.rules.allows(mode)
+            and (mode is Mode.OFF or SCOPE_OF[mode] in self.aligner.scopes)
+        ]
 
 
 @dataclass(slots=True)
 class Service:
-    """The parts of a running proxy. `ready` is set when the aligner has been loaded."""
+    """The parts of a running proxy. `treatments`: one for each route of the `table`, or a single
+    one where there is none. `aligners` by their configured names, the first the default one.
+    `ready` is set when they have been loaded."""
 
     directory: Directory
-    aligner: Aligner
-    rules: Rules
-    policy: Callable[[Mode, float], Policy]
+    table: Table | None
+    treatments: Sequence[Treatment]
+    aligners: Mapping[str, Aligner]
+    watcher: Watcher
     observers: Sequence[Observer]
     count_error: Callable[[ProxyError], None]
     render_metrics: Callable[[], tuple[bytes, str]]
     max_body_bytes: int
     page: bool = True
+    show_upstream: bool = True
     examples: tuple[str, ...] = ()
     ready: bool = False
 
-    @property
-    def aligner_state(self) -> str:
-        """`loading`, `ok`, or `failed`: it was ready once and will not be again."""
-        if not self.ready:
-            return "loading"
-        return "ok" if self.aligner.ready else "failed"
+    def treatment(self, model: str) -> Treatment:
+        """How replies of `model` are aligned. Raises `ModelNotFound` where no route fits."""
+        if self.table is None:
+            return self.treatments[0]
+        if (number := self.table.find(model)) is None:
+            raise ModelNotFound(f"The model '{model}' does not exist.", param="model")
+        return self.treatments[number]
 
-    def modes(self) -> list[Mode]:
-        """The modes that a request may choose and the aligner can work in."""
-        scopes = self.aligner.scopes
-        return [
-            mode
-            for mode in Mode
-            if self.rules.allows(mode) and (mode is Mode.OFF or SCOPE_OF[mode] in scopes)
-        ]
+    async def lease(self, request: ChatRequest) -> Lease:
+        """The upstream of one reply. Raises `ProxyError` where none serves the model."""
+        targets = await self.directory.targets(request.model, request.headers)
+        return Lease(targets, request, self.watcher)
+
+    def aligner_states(self) -> dict[str, str]:
+        """By name: `loading`, `ok`, or `failed`: it was ready once and will not be again."""
+        return {
+            name: ("ok" if aligner.ready else "failed") if self.ready else "loading"
+            for name, aligner in self.aligners.items()
+        }

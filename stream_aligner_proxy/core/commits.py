@@ -27,6 +27,7 @@ class Commits:
         self.sent = ""  # of the head of the line, delivered before its verdict
         self._measured = (0, 0)  # how much of that is sure to fit; see `Meter.sure_to_fit`
         self._index = 0
+        self.parts: dict[str, int] = {}  # fields delivered beside the text, and how often
         self.judged = self.corrections = self.unreviewed = self.skipped = 0
 
     @property
@@ -39,6 +40,8 @@ class Commits:
 
     def part(self, part: Part) -> None:
         self.meter.aside += part.tokens
+        for name in part.part:
+            self.parts[name] = self.parts.get(name, 0) + 1
         self._actions.append(Deliver(part=part.part))
 
     def begin(self, unit: Unit) -> None:

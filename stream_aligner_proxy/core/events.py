@@ -85,17 +85,8 @@ class ReviewBroke:
     error: ProxyError
 
 
-Event = (
-    TextArrived
-    | PartArrived
-    | PromptMetered
-    | TextEnded
-    | BranchEnded
-    | BranchBroke
-    | ReviewProgress
-    | ReviewDone
-    | ReviewBroke
-)
+BranchEvent = TextArrived | PartArrived | PromptMetered | TextEnded | BranchEnded | BranchBroke
+Event = BranchEvent | ReviewProgress | ReviewDone | ReviewBroke
 
 # --- actions --------------------------------------------------------------------------------
 
@@ -113,6 +104,18 @@ class OpenBranch:
 class CloseBranch:
     """Stop reading a branch. Every `OpenBranch` is followed by exactly one of these."""
 
+    branch: int
+
+
+@dataclass(frozen=True, slots=True)
+class PauseBranch:
+    """Tell nothing more of a branch until it is resumed or closed."""
+
+    branch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeBranch:
     branch: int
 
 
@@ -157,4 +160,15 @@ class Fail:
     error: ProxyError
 
 
-Action = OpenBranch | CloseBranch | StartReview | Expect | DropReview | Deliver | Finish | Fail
+Action = (
+    OpenBranch
+    | PauseBranch
+    | ResumeBranch
+    | CloseBranch
+    | StartReview
+    | Expect
+    | DropReview
+    | Deliver
+    | Finish
+    | Fail
+)

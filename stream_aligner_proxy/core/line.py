@@ -112,6 +112,15 @@ class Line:
         """Remove the head."""
         self.length -= isinstance(self._items.popleft(), Unit)
 
+    def park(self) -> tuple[Item, ...]:
+        """Remove everything, to be put back by `add`; no unit keeps its review."""
+        items = tuple(self._items)
+        for unit in self.units():
+            unit.forget_review()
+        self._items.clear()
+        self.length = 0
+        return items
+
     def clear(self) -> int:
         """Remove everything; the upstream's tokens that it held."""
         tokens = sum(item.tokens for item in self._items if isinstance(item, Unit | Part))

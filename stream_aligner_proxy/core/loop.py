@@ -14,6 +14,11 @@ about before it is sure to be a whole one (`early_review`); its verdict counts i
     replace with ""          like "cannot": the same prefix would only bring the same sentence back
     end                      deliver, then finish: the upstream is not asked for more
 
+Where it is not sure that the upstream continues (`sure`), "can continue" does not close the old
+branch but parks it, unread, with all that waits, until the new one has written something; if that
+one refuses, the old one goes on as under "cannot", for the rest of the reply. A branch that breaks
+(`transient`) is followed by another from the committed text, `max_resumes` times in a reply.
+
 What the aligner tells of a verdict while it still writes it is delivered at once for the head of
 the line. When that, or the verdict on a sentence further back, shows that the upstream will be
 restarted, the running branch is closed then, and the next opened when the rewrite is committed.
@@ -24,7 +29,8 @@ committed text only grows and equals what was delivered; verdicts commit in orde
 closed branches and dropped reviews change nothing; as many branches are closed as opened.
 
 The pieces: `branch` (one upstream run), `cutting` (its text into units), `line` (what waits),
-`reviews`, `commits` (the text that is final), `window` (how far ahead). This file decides.
+`reviews`, `commits` (the text that is final), `window` (how far ahead), `parking` (branches that
+may be needed again). This file decides.
 """
 
 from stream_aligner_proxy.core.branch import Branch
@@ -42,7 +48,9 @@ from stream_aligner_proxy.core.events import (
     IllegalEvent,
     OpenBranch,
     PartArrived,
+    PauseBranch,
     PromptMetered,
+    ResumeBranch,
     ReviewBroke,
     ReviewDone,
     ReviewProgress,
@@ -50,6 +58,7 @@ from stream_aligner_proxy.core.events import (
     TextEnded,
 )
 from stream_aligner_proxy.core.line import MAX_ITEMS, Broken, End, Line, Part, Unit
+from stream_aligner_proxy.core.parking import Parked, can_begin_again, can_go_on, can_help
 from stream_aligner_proxy.core.records import ChatRequest, Cost, Mode, Policy, Usage
 from stream_aligner_proxy.core.reviews import Reviews, took_back
 from stream_aligner_proxy.core.sentences import Sentence
@@ -61,14 +70,27 @@ class AlignmentLoop:
 
     `can_continue` is whether the upstream can continue a given prefix for this request; without
     it the loop is rewrite-only. Whole answers are never continued: their branch has ended.
+    `sure`: it is known to do so. `measures`: a continued branch's prompt is the request's and the
+    committed text, without instructions of the proxy's.
     """
 
-    def __init__(self, request: ChatRequest, policy: Policy, *, can_continue: bool) -> None:
+    def __init__(
+        self,
+        request: ChatRequest,
+        policy: Policy,
+        *,
+        can_continue: bool,
+        sure: bool = True,
+        measures: bool = True,
+    ) -> None:
         self._request = request
         self._policy = policy
         self._whole = policy.mode is Mode.WHOLE
-        continues = can_continue and not self._whole
-        self._continuations_left = policy.max_continuations if continues else 0
+        self._continues = can_continue and not self._whole
+        self._sure = sure
+        self._measures = measures
+        self._continuations_left = policy.max_continuations if self._continues else 0
+        self._resumes = self._refused = 0
         self._actions: list[Action] = []
         self._line = Line()
         self._commits = Commits(request, self._actions)
@@ -84,6 +106,8 @@ class AlignmentLoop:
         )
         self._branch = Branch(-1, policy, "")  # before the first is opened
         self._branch.open = False
+        self._opened = 0
+        self._parked: Parked | None = None
         self._discarded = 0
         self._done = False
 
@@ -106,12 +130,14 @@ class AlignmentLoop:
     @property
     def cost(self) -> Cost:
         return Cost(
-            branches=self._branch.number + 1,
+            branches=self._opened,
             reviews=self._reviews.started,
             reviews_in_vain=self._reviews.started - self._reviews.used,
             corrections=self._commits.corrections,
             unreviewed=self._commits.unreviewed,
             skipped=self._commits.skipped,
+            resumes=self._resumes,
+            refused_continuations=self._refused,
             resent_prefix_tokens=self._meter.resent,
             discarded_tokens=self._discarded,
             aligner_prompt_tokens=self._reviews.prompt_tokens,
@@ -120,7 +146,7 @@ class AlignmentLoop:
 
     def start(self) -> list[Action]:
         """Open the first branch."""
-        if self._branch.number >= 0 or self._done:
+        if self._opened or self._done:
             raise IllegalEvent("the loop was started before")
         self._open_branch()
         return self._take_actions()
@@ -137,21 +163,29 @@ class AlignmentLoop:
             return []
         match event:
             case TextArrived(_, text, tokens):
+                if self._parked is not None:
+                    self._let_go_of_the_parked()
                 if not self._text(text, tokens):
                     self._reviews.look_at(self._branch)
                     return self._take_actions()
             case PartArrived(_, part, tokens):
+                self._let_go_of_the_parked()
                 self._line_up(self._branch.splitter.flush(more=True))
                 self._part(Part(part, tokens))
             case PromptMetered(_, tokens):
                 self._meter.prompt(tokens)
             case TextEnded(_, finish_reason):
+                self._let_go_of_the_parked()
                 self._end_text(finish_reason)
             case BranchEnded(_, finish_reason, usage):
+                self._let_go_of_the_parked()
                 self._branch.told_end = True
                 self._end(finish_reason, usage)
             case BranchBroke(_, error):
-                self._break(error)
+                if self._parked is not None:
+                    self._go_back(self._parked)
+                else:
+                    self._break(error)
             case ReviewDone(review, verdict):
                 self._reviews.done(review, verdict)
             case ReviewProgress(review, text):
@@ -171,7 +205,7 @@ class AlignmentLoop:
                     raise IllegalEvent(f"review {review} was never started")
                 return not self._done
             case _:
-                if not 0 <= event.branch <= self._branch.number:
+                if not 0 <= event.branch < self._opened:
                     raise IllegalEvent(f"branch {event.branch} was never opened")
                 return self._branch.open and event.branch == self._branch.number
 
@@ -248,7 +282,7 @@ class AlignmentLoop:
                     self._finish(finish_reason, usage)
                 case Broken(error):
                     self._line.take()
-                    self._fail(error)
+                    self._recover(error)
         if not self._done and not len(self._line) and not self._branch.open:
             self._resume()
         if not self._done:
@@ -297,8 +331,11 @@ class AlignmentLoop:
             self._finish("length", None)
         elif new and self._may_continue and self._restarts_on(unit.core, new):
             self._window.judged(kept=False)
-            self._drop_line()
-            self._close_branch()
+            if self._sure:
+                self._drop_line()
+                self._close_branch()
+            else:
+                self._park()
             self._continue()
         else:
             # The branch stays. What was reviewed ahead had assumed the old text, and a small edit
@@ -332,6 +369,8 @@ class AlignmentLoop:
         is not (a review fails and the policy is to go on, or an earlier sentence is deleted, so
         that this one is judged again), `_resume` asks the upstream once more for what comes next.
         """
+        if not self._sure:
+            return  # it may be needed
         unit = next((unit for unit in self._line.units() if not unit.may_be_kept), None)
         if unit is None or self._policy.restart_on != "any" or not self._may_continue:
             return
@@ -353,6 +392,50 @@ class AlignmentLoop:
         self._continuations_left -= 1
         self._open_branch()
 
+    def _recover(self, error: ProxyError) -> None:
+        """All before the break is committed: go on from there, or from the start, or fail."""
+        committed, parts = self._commits.text, self._commits.parts
+        may = can_begin_again(committed, parts) or (self._continues and can_go_on(committed, parts))
+        if not (may and can_help(error) and self._resumes < self._policy.max_resumes):
+            self._fail(error)
+        elif self._meter.remaining == 0:
+            self._finish("length", None)
+        else:
+            self._resumes += 1
+            self._open_branch()
+
+    # --- parking ---------------------------------------------------------------------------
+
+    def _park(self) -> None:
+        """Set the running branch aside, with all that waits."""
+        self._reviews.drop_all()
+        self._parked = Parked(self._branch, self._line.park(), self._meter.park())
+        if self._branch.open:
+            self._actions.append(PauseBranch(self._branch.number))
+
+    def _let_go_of_the_parked(self) -> None:
+        """The new branch writes: the old one is not needed any more."""
+        parked, self._parked = self._parked, None
+        if parked is not None:
+            self._discarded += parked.tokens
+            if parked.branch.open:
+                parked.branch.open = False
+                self._actions.append(CloseBranch(parked.branch.number))
+
+    def _go_back(self, parked: Parked) -> None:
+        """The new branch does not continue: the parked one goes on, only rewritten from now on."""
+        self._parked = None
+        self._refused += 1
+        self._continues = False
+        self._continuations_left = 0
+        self._close_branch()
+        self._branch = parked.branch
+        self._meter.unpark(parked.count)
+        for item in parked.items:
+            self._line.add(item)
+        if self._branch.open:
+            self._actions.append(ResumeBranch(self._branch.number))
+
     def _drop_line(self) -> None:
         self._reviews.drop_all()
         self._discarded += self._line.clear()
@@ -360,8 +443,9 @@ class AlignmentLoop:
     # --- branches --------------------------------------------------------------------------
 
     def _open_branch(self) -> None:
-        self._branch = Branch(self._branch.number + 1, self._policy, self._commits.text)
-        limit = self._meter.open_branch()
+        self._branch = Branch(self._opened, self._policy, self._commits.text)
+        self._opened += 1
+        limit = self._meter.open_branch(measures=self._measures)
         self._actions.append(OpenBranch(self._branch.number, self._branch.prefix, limit))
         self._reviews.expect_first()
 
@@ -378,7 +462,7 @@ class AlignmentLoop:
             usage = ended.usage
             rewritten = rewritten or len(self._line) > 1
         total = self._meter.usage(usage, rewritten=rewritten)
-        if total is None and not self._branch.told_end:
+        if total is None and not (self._branch.told_end and self._measures):
             # Closed before the upstream had counted: the client is told the best estimate.
             asked = sum(len(turn.text) for turn in self._request.conversation)
             total = self._meter.guess(asked)
@@ -391,6 +475,7 @@ class AlignmentLoop:
 
     def _stop(self) -> None:
         self._done = True
+        self._let_go_of_the_parked()
         self._drop_line()
         self._close_branch()
 

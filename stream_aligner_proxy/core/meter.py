@@ -11,6 +11,7 @@ end a reply a little early, too few would give the client more than it asked for
 import re
 from bisect import bisect_right
 from collections import deque
+from dataclasses import dataclass
 
 from stream_aligner_proxy.core.records import Usage
 
@@ -21,6 +22,24 @@ _CHARS_PER_TOKEN = 4.0
 _PIECE = re.compile(r"[A-Za-z]{1,4}|[^\sA-Za-z]|\n|[^\S\n](?![A-Za-z])")
 # Chinese and Japanese put no white space between words: each of their characters may be the last.
 _WORD_END = re.compile(r"[ \n]|(?<=[\u3001-\u30ff\u3400-\u9fff\uf900-\ufaff\uff01-\uff65])")
+
+
+@dataclass(frozen=True, slots=True)
+class BranchCount:
+    """What is counted of one branch, to be put back where it goes on."""
+
+    prompt: int | None
+    measures: bool
+    branches: int
+    at_open: int
+    aside_at_open: int
+    seen: int
+    taken: int
+    ledger: tuple[tuple[int, int], ...]
+
+    @property
+    def untaken(self) -> int:
+        return max(0, self.seen - self.taken)
 
 
 class Meter:
@@ -34,6 +53,7 @@ class Meter:
         self._margin = 0  # cautious bound of rewritten text, over its estimate in `delivered`
         self._prompt: int | None = None  # of the first branch
         self._branch_prompt: int | None = None
+        self._measures = True  # the running branch's prompt holds the committed text and no more
         self._branches = 0
         self._aside_at_open = 0
         self._at_open = 0  # `delivered` when the running branch was opened
@@ -43,11 +63,15 @@ class Meter:
         self._chars = 0
         self._tokens = 0
 
-    def open_branch(self) -> int | None:
-        """Start counting a new branch; the `max_tokens` to ask for."""
+    def open_branch(self, *, measures: bool = True) -> int | None:
+        """Start counting a new branch; the `max_tokens` to ask for.
+
+        `measures`: its prompt will be the first one's and the committed text, and nothing else.
+        """
         first = self._branches == 0
         self._branches += 1
         self._branch_prompt = None
+        self._measures = measures or first
         self._at_open = self.delivered
         self._aside_at_open = self.aside
         if not first:
@@ -55,6 +79,28 @@ class Meter:
         self._seen = self._taken = 0
         self._ledger.clear()
         return self.limit if first else self.remaining
+
+    def park(self) -> BranchCount:
+        """The running branch's counts, for `unpark`."""
+        ledger = tuple((characters, tokens) for characters, tokens in self._ledger)
+        return BranchCount(
+            self._branch_prompt,
+            self._measures,
+            self._branches,
+            self._at_open,
+            self._aside_at_open,
+            self._seen,
+            self._taken,
+            ledger,
+        )
+
+    def unpark(self, count: BranchCount) -> None:
+        """That branch runs again, and none in between has counted."""
+        self._branch_prompt, self._measures = count.prompt, count.measures
+        self._branches = count.branches
+        self._at_open, self._aside_at_open = count.at_open, count.aside_at_open
+        self._seen, self._taken = count.seen, count.taken
+        self._ledger = deque([characters, tokens] for characters, tokens in count.ledger)
 
     @property
     def remaining(self) -> int | None:
@@ -81,7 +127,7 @@ class Meter:
 
     def prompt(self, tokens: int) -> None:
         """The running branch's prompt size, as the upstream counts it."""
-        if self._branch_prompt is not None:
+        if self._branch_prompt is not None or not self._measures:
             return
         self._branch_prompt = tokens
         if self._branches == 1:

@@ -24,6 +24,10 @@ Scope = Literal["sentence", "whole"]
 # message of its own, by being told to; or not at all.
 Way = Literal["ids", "prefill", "instruct", "rewrite-only"]
 
+# Fields of a delta that hold thoughts: they come before the text, and a continuation has none.
+THINKING = frozenset(
+    ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks")
+)
 NEUTRAL = 0.5  # the strength at which an aligner decides as it was trained
 
 
@@ -149,7 +153,8 @@ class Cost:
     """What a reply cost beside what was delivered (rule 11).
 
     `reviews_in_vain`, of the `reviews`, were dropped, or judged what a rewrite then threw away.
-    `skipped`: sentences delivered unreviewed because `max_reviews` were made.
+    `skipped`: sentences delivered unreviewed because `max_reviews` were made. `resumes`: branches
+    opened because one broke. `refused_continuations`: branches that would not continue.
     """
 
     branches: int = 0
@@ -158,6 +163,8 @@ class Cost:
     corrections: int = 0
     unreviewed: int = 0
     skipped: int = 0
+    resumes: int = 0
+    refused_continuations: int = 0
     resent_prefix_tokens: int = 0
     discarded_tokens: int = 0
     aligner_prompt_tokens: int = 0
@@ -175,7 +182,8 @@ class Policy:
     the longer text. `max_continuations`: branches opened after rewrites; past it the running
     branch is kept and only rewritten (the paper used sixteen rounds). `max_reviews`: only so many
     sentences, the first of the reply, are reviewed (the paper's number of corrected sentences);
-    None for all. `merge_below`: shorter sentences are reviewed together with the next.
+    None for all. `max_resumes`: how often a reply whose branch broke is taken up again from what is
+    committed. `merge_below`: shorter sentences are reviewed together with the next.
     `early_review`: ask about a sentence as soon as it seems complete, before what follows has made
     sure of it. `fail_open`: deliver a sentence whose review failed, marked as unreviewed.
     `strength`: see `Review`.
@@ -190,6 +198,7 @@ class Policy:
     material_edit: float = 0.1
     max_continuations: int = 16
     max_reviews: int | None = None
+    max_resumes: int = 2
     merge_below: int = 0
     early_review: bool = True
     fail_open: bool = False

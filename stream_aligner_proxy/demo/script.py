@@ -16,7 +16,8 @@ list), `finish_reason`, and its own `chunk`, `pace` and `fault` (see `Fault`).
 
 Continuing (`continues`, `repeats`): a rule with `after` gives the new text itself. Any other rule
 gives the whole reply, which is resumed where the prefix ends if the reply begins with the prefix,
-otherwise after as many sentence ends (`.!?` before whitespace or the end) as the prefix has.
+otherwise after as many sentences (up to `.!?` before whitespace or the end) as the prefix has; one
+that it only begins counts.
 
 Tokens are counted by `tokens`: up to six letters or digits, or one other sign, each with the
 whitespace before it.
@@ -144,10 +145,10 @@ def resume(rule: Rule, prefix: str) -> str:
         return rule.reply
     if rule.reply.startswith(prefix):
         return rule.reply[len(prefix) :]
-    done = len(_SENTENCE_END.findall(prefix))
+    said = [match.end() for match in _SENTENCE_END.finditer(prefix)]
+    # What is begun counts: no continuation says a sentence once more.
+    done = len(said) + (not said or said[-1] < len(prefix.rstrip()))
     ends = [match.end() for match in _SENTENCE_END.finditer(rule.reply)]
-    if done == 0:
-        return rule.reply
     return rule.reply[ends[done - 1] :] if done <= len(ends) else ""
 
 

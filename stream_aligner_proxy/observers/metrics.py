@@ -4,10 +4,14 @@ Labels come from fixed sets only: a model's name or an upstream's error code is 
 text, and every new value would be a new time series for ever.
 """
 
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from stream_aligner_proxy.core.errors import ProxyError, RequestError
 from stream_aligner_proxy.core.records import Committed, Cost
@@ -21,6 +25,39 @@ _REPLY_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
 def _codes(kind: type[ProxyError]) -> set[str]:
     own = {kind.code or kind.type}
     return own.union(*(_codes(below) for below in kind.__subclasses__()))
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamState:
+    """One upstream as it is now. `way` and `kind` come from fixed sets: how it is made to continue,
+    and what it was seen to do then."""
+
+    name: str
+    up: bool
+    way: str
+    kind: str
+
+
+class _Upstreams(Collector):
+    """Gauges read from the upstreams themselves, so that they cannot lag behind."""
+
+    def __init__(self, states: Callable[[], Iterable[UpstreamState]]) -> None:
+        self._states = states
+
+    def collect(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily(
+            f"{_NAMESPACE}_upstream_up", "Whether the upstream is asked first.", labels=["upstream"]
+        )
+        info = GaugeMetricFamily(
+            f"{_NAMESPACE}_continuation_info",
+            "How the upstream is made to continue; always 1.",
+            labels=["upstream", "way", "class"],
+        )
+        for state in self._states():
+            up.add_metric([state.name], float(state.up))
+            info.add_metric([state.name, state.way, state.kind], 1.0)
+        yield up
+        yield info
 
 
 class Metrics:
@@ -63,10 +100,18 @@ class Metrics:
         self._in_vain = counter(
             "reviews_in_vain", "Of these, dropped or made of text that was thrown away."
         )
+        self._resumes = counter("resumes", "Branches opened because one broke.")
+        self._refused = counter(
+            "refused_continuations", "Branches that would not continue the text they were given."
+        )
         self._skipped = counter(
             "skipped_sentences", "Sentences delivered unreviewed because max_reviews were made."
         )
         self._errors = counter("errors", "Errors told to clients.", ["code"])
+        self._retries = counter(
+            "retries", "Requests sent to the same upstream once more.", ["upstream", "reason"]
+        )
+        self._failovers = counter("failovers", "Requests sent to another upstream instead.")
         self._observer_failures = counter("observer_failures", "Calls in which an observer raised.")
 
     def opened(self, mode: str, model: str) -> None:
@@ -98,6 +143,8 @@ class Metrics:
         self._reviews.inc(cost.reviews)
         self._in_vain.inc(cost.reviews_in_vain)
         self._skipped.inc(cost.skipped)
+        self._resumes.inc(cost.resumes)
+        self._refused.inc(cost.refused_continuations)
 
     def error(self, error: ProxyError) -> None:
         """Count an error that a client was told."""
@@ -107,6 +154,16 @@ class Metrics:
 
     def observer_failed(self) -> None:
         self._observer_failures.inc()
+
+    def retried(self, upstream: str, reason: str) -> None:
+        self._retries.labels(upstream, reason).inc()
+
+    def failed_over(self) -> None:
+        self._failovers.inc()
+
+    def watch(self, states: Callable[[], Iterable[UpstreamState]]) -> None:
+        """Tell of upstreams what `states` says whenever the metrics are asked for."""
+        self._registry.register(_Upstreams(states))
 
     def render(self) -> tuple[bytes, str]:
         """The exposition and its content type."""

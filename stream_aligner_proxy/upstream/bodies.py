@@ -24,15 +24,24 @@ _LIMITS = ("max_tokens", "max_completion_tokens")
 _FIRST_ONLY = ("min_tokens", "echo", "request_id", "rid")
 
 
-def can_continue(body: Mapping[str, Any], dialect: Dialect) -> bool:
-    """Whether a reply to `body` can be continued from a given prefix.
+# Told to an upstream that cannot be given a partial message.
+_GO_ON = (
+    "Your last message was cut off. It ends with:\n\n{end}\n\nContinue it from exactly there. "
+    "Write only what comes next: repeat nothing of it, do not begin again, and do not speak about "
+    "this request."
+)
+_QUOTED_CHARS = 200
+
+
+def may_continue(body: Mapping[str, Any]) -> bool:
+    """Whether a reply to `body` can be continued from a given prefix, whatever the upstream.
 
     Not with tools, functions or a forced JSON or grammar format: no upstream was seen to do both.
     Not where the client itself ends with an assistant message: whether it means a turn to be
     continued or a closed one depends on its own flags and on the upstream's template, and adding a
     second assistant message after it would change what it asked for.
     """
-    if not dialect.continues or body.get("tools") or body.get("functions"):
+    if body.get("tools") or body.get("functions"):
         return False
     if any(body.get(name) for name in _GRAMMARS):
         return False
@@ -65,6 +74,19 @@ def branch_body(
             else:
                 sent[name] = value
     return sent
+
+
+def told_to_go_on(body: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """`body` with the text so far as a message of the assistant's, and the request to go on."""
+    end = prefix[-_QUOTED_CHARS:]
+    if len(end) < len(prefix):
+        end = end[end.find(" ") + 1 :]
+    told = [
+        {"role": "assistant", "content": prefix},
+        {"role": "user", "content": _GO_ON.format(end=end)},
+    ]
+    kept = {name: value for name, value in body.items() if name not in _FIRST_ONLY}
+    return {**kept, "messages": [*body["messages"], *told]}
 
 
 def _limit(sent: dict[str, Any], dialect: Dialect, max_tokens: int | None) -> None:

@@ -10,14 +10,10 @@ from typing import Any
 import orjson
 
 from stream_aligner_proxy.core.errors import UpstreamGarbled
-from stream_aligner_proxy.core.records import Chunk, Usage
+from stream_aligner_proxy.core.records import THINKING, Chunk, Usage
 from stream_aligner_proxy.core.sse import SseEvent
 from stream_aligner_proxy.upstream.rejections import Refusals
 
-# Thinking comes before the text it leads to, even where one delta carries both.
-_BEFORE_TEXT = frozenset(
-    ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks")
-)
 # What else is passed on. A field that is not known here may hold the text again, unreviewed
 # (rule 3): it is dropped.
 _AFTER_TEXT = frozenset(
@@ -95,7 +91,8 @@ class ChunkReader:
             for name, value in delta.items():
                 if value in (None, "", [], {}):
                     continue
-                if name in _BEFORE_TEXT:
+                if name in THINKING:
+                    # It comes before the text it leads to, even where one delta carries both.
                     before[name] = value
                 elif name in _AFTER_TEXT:
                     after[name] = value

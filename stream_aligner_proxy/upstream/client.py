@@ -4,30 +4,30 @@ A branch is one `POST /chat/completions`; leaving its context closes the connect
 makes the server stop. Rule: no error, repr or log line holds a key or the server's address.
 """
 
-import re
-from base64 import b64encode
+import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import aiohttp
 import orjson
-from yarl import URL
 
 from stream_aligner_proxy.core.errors import (
     ConfigError,
+    ContinuationFailed,
     RequestError,
     UpstreamError,
-    UpstreamGarbled,
-    UpstreamTimeout,
+    UpstreamRejected,
 )
-from stream_aligner_proxy.core.records import ChatRequest, Chunk, Continuation
-from stream_aligner_proxy.upstream.bodies import branch_body, can_continue
+from stream_aligner_proxy.core.records import ChatRequest, Chunk, Continuation, Way
+from stream_aligner_proxy.upstream.bodies import branch_body, told_to_go_on
 from stream_aligner_proxy.upstream.chunks import ChunkReader, parse_object
+from stream_aligner_proxy.upstream.continuing import ContinuedReader
 from stream_aligner_proxy.upstream.dialects import Dialect, find_dialect
-from stream_aligner_proxy.upstream.exchange import Connections, Exchange, Timeouts
+from stream_aligner_proxy.upstream.endpoint import Endpoint
+from stream_aligner_proxy.upstream.exchange import Answer, Timeouts
+from stream_aligner_proxy.upstream.probing import NOT_UNDERSTOOD, partial_body, probe
 from stream_aligner_proxy.upstream.rejections import Refusals
 from stream_aligner_proxy.upstream.streams import (
     MAX_BODY_BYTES,
@@ -35,15 +35,17 @@ from stream_aligner_proxy.upstream.streams import (
     FrameStream,
     WholeReply,
 )
+from stream_aligner_proxy.upstream.templating import LocalTemplate
+from stream_aligner_proxy.upstream.tokenizing import (
+    CompletionReader,
+    completion_body,
+    ids_of,
+    tokenize_body,
+)
+from stream_aligner_proxy.upstream.ways import SETTINGS, Class, Setting, Ways
+from stream_aligner_proxy.upstream.wires import Reader
 
-_MAX_ERROR_BYTES = 64 * 1024
-_FORWARDED = frozenset(("traceparent", "tracestate", "x-request-id"))
-# Belong to the client's account: they go with its key, never with the proxy's.
-_FORWARDED_WITH_KEY = frozenset(("authorization", "openai-organization", "openai-project"))
 _RETURNED = ("content-type", "x-request-id", "openai-processing-ms", "openai-version")
-_MIN_SECRET_CHARS = 8
-# A name of labels (underscores occur in container networks), or an IPv6 address.
-_HOST = re.compile(r"[\w-]+(?:\.[\w-]+)*\.?|[0-9A-Fa-f]*:[0-9A-Fa-f:.]+(?:%[\w.-]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,9 @@ class HttpUpstream:
     """Implements `core.ports.Upstream` over HTTP with one connection pool.
 
     `base_url` includes the API's path (`…/v1`). A configured `api_key` is used for every request;
-    without one the client's own `authorization` goes on. Used from one event loop.
+    without one the client's own `authorization` goes on. `session_header`: a request's header of
+    this name goes on, too. `tokenizer`: a folder with the model's tokenizer, to apply its chat
+    template here and continue through `/completions`. Used from one event loop.
     Raises `ConfigError` for an unknown dialect, an address or a key that cannot work.
     """
 
@@ -72,19 +76,39 @@ class HttpUpstream:
         dialect: str = "generic",
         *,
         api_key: str | None = None,
+        continuation: Setting = "auto",
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        tokenizer: Path | None = None,
         timeouts: Timeouts | None = None,
         max_connections: int = 1000,
+        http2: bool = True,
+        ca_file: Path | None = None,
+        session_header: str | None = None,
     ) -> None:
         self._name = name
         self._dialect = find_dialect(dialect, f"upstreams.{name}.dialect")
-        base, self._basic = _checked_address(base_url, f"upstreams.{name}.base_url")
-        self._chat_url = (base / "chat/completions").with_query(base.query)
-        self._models_url = (base / "models").with_query(base.query)
-        if api_key is not None and not _sendable(api_key):
-            raise ConfigError(f"upstreams.{name}.api_key: not a key that a header can carry")
-        self._api_key = api_key
-        self._timeouts = timeouts or Timeouts()
-        self._connections = Connections(max_connections)
+        if continuation not in SETTINGS:
+            raise ConfigError(
+                f"upstreams.{name}.continuation: must be one of {', '.join(SETTINGS)}"
+            )
+        self._template = _template(self._dialect, continuation, tokenizer, f"upstreams.{name}")
+        self._ways = Ways(self._dialect, continuation, template=self._template is not None)
+        self._wire = self._dialect.wire
+        self._endpoint = Endpoint(
+            name,
+            base_url,
+            self._dialect,
+            api_key=api_key,
+            query=query,
+            headers=headers,
+            timeouts=timeouts,
+            max_connections=max_connections,
+            http2=http2,
+            ca_file=ca_file,
+            session_header=session_header,
+        )
+        self._chat_url = self._endpoint.below("chat/completions")
 
     def __repr__(self) -> str:
         return f"HttpUpstream({self._name!r}, dialect={self._dialect.name!r})"
@@ -97,10 +121,37 @@ class HttpUpstream:
     def dialect(self) -> Dialect:
         return self._dialect
 
+    @property
+    def relays(self) -> bool:
+        """Whether it speaks the client's API."""
+        return self._wire is None or self._wire.relays
+
+    @property
+    def ways(self) -> Ways:
+        """What is known of how it continues."""
+        return self._ways
+
     def continuation(self, request: ChatRequest) -> Continuation:
-        """See `bodies.can_continue`."""
-        able = can_continue(request.body, self._dialect)
-        return Continuation("prefill" if able else "rewrite-only")
+        """How a reply to this request would be continued; see `Ways`."""
+        return self._ways.best(request.body)
+
+    async def probe(self, model: str, headers: Mapping[str, str] | None = None) -> Class:
+        """Find out what it does with a partial message, and whether it gives ids; remember both.
+        Raises `UpstreamError`."""
+        found = await probe(self, model, headers)
+        self._ways.classify(model, found)
+        if "ids" in self._dialect.ways:
+            try:
+                await self._tokenized(
+                    partial_body(model), *self._endpoint.headers(headers or {}, "", stream=False)
+                )
+            except UpstreamRejected as error:
+                if error.status not in NOT_UNDERSTOOD:
+                    raise
+                self._ways.refute(model, "ids")
+            else:
+                self._ways.saw(model, "ids")
+        return found
 
     @asynccontextmanager
     async def open(
@@ -108,17 +159,115 @@ class HttpUpstream:
     ) -> AsyncIterator[AsyncIterator[Chunk]]:
         """Run one branch; see the port. `prefix` comes without trailing whitespace, and the new
         text keeps its leading whitespace: only so does the seam tokenise as one text would."""
-        body = branch_body(request.body, self._dialect, prefix=prefix, max_tokens=max_tokens)
-        headers, refusals = self._headers(request.headers, request.request_id, stream=True)
-        repeated = prefix if self._dialect.repeats_prefix else ""
-        reader = ChunkReader(refusals, repeated)
-        async with self._named(self._post(_encode(body), headers)) as exchange:
-            response = await self._answer(exchange, refusals)
+        async with AsyncExitStack() as stack:
+            yield await self._enter(stack, request, prefix, max_tokens)
+
+    def prefilled(
+        self, request: ChatRequest, prefix: str, max_tokens: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
+        """One branch with a partial message, as the upstream answers it: for the probe."""
+        return self._run(request, prefix, max_tokens, "prefill", watched=False)
+
+    async def _enter(
+        self, stack: AsyncExitStack, request: ChatRequest, prefix: str, max_tokens: int | None
+    ) -> AsyncIterator[Chunk]:
+        """Run one branch by the best way that the upstream accepts."""
+        if not prefix:
+            return await stack.enter_async_context(self._run(request, "", max_tokens, "prefill"))
+        refused: list[Way] = []
+        last: UpstreamError | None = None
+        for way in self._ways.order(request.body):
+            branch = self._run(request, prefix, max_tokens, way)
+            try:
+                chunks = await stack.enter_async_context(branch)
+            except UpstreamRejected as error:
+                # The same request was answered before there was a prefix.
+                if error.status not in NOT_UNDERSTOOD:
+                    raise
+                refused.append(way)
+                last = error
+            except ContinuationFailed as error:
+                # This conversation only: it was not sent.
+                last = error
+            else:
+                for other in refused:
+                    self._ways.refute(request.model, other)
+                return chunks
+        failed = ContinuationFailed(f"upstream {self._name!r} would not continue the text")
+        failed.upstream = self._name
+        raise failed from last
+
+    @asynccontextmanager
+    async def _run(
+        self,
+        request: ChatRequest,
+        prefix: str,
+        max_tokens: int | None,
+        way: Way,
+        *,
+        watched: bool = True,
+    ) -> AsyncIterator[AsyncIterator[Chunk]]:
+        """One branch, continuing `prefix`, where there is one, by `way`."""
+        headers, refusals = self._endpoint.headers(request.headers, request.request_id, stream=True)
+        body, given = request.body, prefix
+        if prefix and way == "instruct":
+            body, given = told_to_go_on(body, prefix), ""
+        reader: Reader
+        if (wire := self._wire) is not None:
+            url = self._endpoint.below(wire.path(body))
+            body = wire.branch(body, self._dialect, prefix=given, max_tokens=max_tokens)
+            reader = wire.reader(refusals)
+        else:
+            url = self._chat_url
+            body = branch_body(body, self._dialect, prefix=given, max_tokens=max_tokens)
+            repeated = given if watched and self._ways.repeats(request.model) else ""
+            reader = ChunkReader(refusals, repeated)
+        if prefix and way == "ids":
+            url = self._endpoint.below("completions")
+            body = await self._completion(request, body, prefix, headers, refusals)
+            reader = CompletionReader(ChunkReader(refusals))
+        if prefix and watched:
+            model = request.model
+            reader = ContinuedReader(
+                reader,
+                prefix,
+                lambda well: (self._ways.saw if well else self._ways.refute)(model, way),
+                seam=not self._ways.sure(model, way),
+            )
+        async with self._endpoint.post(_encode(body), headers, url) as exchange:
+            response = await self._endpoint.answer(exchange, refusals)
             kind = WholeReply if _is_json(response) else ChunkStream
             chunks = kind(exchange, reader)
             yield chunks
             if chunks.over:
                 await exchange.drain()
+
+    async def _completion(
+        self,
+        request: ChatRequest,
+        body: Mapping[str, Any],
+        prefix: str,
+        headers: dict[str, str],
+        refusals: Refusals,
+    ) -> dict[str, Any]:
+        """The body for `/completions` that continues `prefix` as the chat `body` would."""
+        if self._template is None:
+            return completion_body(body, *await self._tokenized(body, headers, refusals))
+        prompt = await asyncio.to_thread(self._template.prompt, request.body, prefix)
+        stop = self._template.stop(body.get("stop"))
+        return completion_body({**body, "stop": stop}, prompt, None)
+
+    async def _tokenized(
+        self, body: Mapping[str, Any], headers: dict[str, str], refusals: Refusals
+    ) -> tuple[list[int], int | None]:
+        """The ids of a body's conversation, and the room left behind them."""
+        base = self._endpoint.base
+        root = base.parent if base.name == "v1" else base
+        sent = {**headers, "accept": "application/json"}
+        url = root / "tokenize"
+        async with self._endpoint.post(_encode(tokenize_body(body)), sent, url) as exchange:
+            await self._endpoint.answer(exchange, refusals)
+            return ids_of(await exchange.read_all(MAX_BODY_BYTES))
 
     @asynccontextmanager
     async def relay(
@@ -133,10 +282,10 @@ class HttpUpstream:
 
         A streamed answer comes as complete SSE frames, so a reset can never leave half of one.
         """
-        sent, refusals = self._headers(headers, request_id, stream=stream)
+        sent, refusals = self._endpoint.headers(headers, request_id, stream=stream)
         content = body if isinstance(body, bytes) else _encode(body)
-        async with self._named(self._post(content, sent)) as exchange:
-            response = await self._answer(exchange, refusals)
+        async with self._endpoint.post(content, sent, self._chat_url) as exchange:
+            response = await self._endpoint.answer(exchange, refusals)
             told = {name: response.headers[name] for name in _RETURNED if name in response.headers}
             choices = body.get("n") if isinstance(body, Mapping) else None
             frames = FrameStream(exchange, refusals, choices or 1)
@@ -153,142 +302,30 @@ class HttpUpstream:
 
     async def models(self, headers: Mapping[str, str] | None = None) -> list[dict[str, object]]:
         """The upstream's `/models` data; `headers` may bring the client's own key."""
-        exchange, refusals = self._get_models(headers or {}, self._timeouts)
-        try:
-            await self._answer(exchange, refusals)
-            body = await exchange.read_all(MAX_BODY_BYTES)
-        finally:
-            exchange.close()
-        data = parse_object(body).get("data")
-        if not isinstance(data, list) or not all(isinstance(model, dict) for model in data):
-            raise UpstreamGarbled(f"upstream {self._name!r} sent a malformed list of models")
-        return data
+        return await self._endpoint.models(headers)
 
     async def ping(self) -> None:
-        """Raise `UpstreamError` unless the server answers `/models` soon, and takes our key.
-
-        Without a key of our own a 401 will do, and so will a server that has no `/models`.
-        """
-        seconds = self._timeouts.ping
-        short = Timeouts(seconds, seconds, seconds, seconds)
-        exchange, refusals = self._get_models({}, short)
-        try:
-            await self._answer(exchange, refusals)
-        except UpstreamTimeout:
-            raise
-        except UpstreamError:
-            status = exchange.status
-            tolerated = (404, 405) if self._api_key else (401, 403, 404, 405)
-            if status not in tolerated:
-                raise
-        finally:
-            exchange.close()
-
-    @asynccontextmanager
-    async def _named(self, exchange: Exchange) -> AsyncIterator[Exchange]:
-        """Closes the exchange, and notes on its errors whose they are."""
-        try:
-            yield exchange
-        except UpstreamError as error:
-            error.upstream = self._name
-            raise
-        finally:
-            exchange.close()
+        """Raise `UpstreamError` unless it is up; see `Endpoint.ping`."""
+        await self._endpoint.ping()
 
     async def aclose(self) -> None:
         """Close the connection pool."""
-        await self._connections.close()
-
-    def _post(self, content: bytes, headers: dict[str, str]) -> Exchange:
-        return Exchange(
-            self._connections,
-            "POST",
-            self._chat_url,
-            headers=headers,
-            timeouts=self._timeouts,
-            upstream=self._name,
-            content=content,
-        )
-
-    def _get_models(
-        self, headers: Mapping[str, str], timeouts: Timeouts
-    ) -> tuple[Exchange, Refusals]:
-        sent, refusals = self._headers(headers, "", stream=False)
-        exchange = Exchange(
-            self._connections,
-            "GET",
-            self._models_url,
-            headers=sent,
-            timeouts=timeouts,
-            upstream=self._name,
-        )
-        return exchange, refusals
-
-    async def _answer(self, exchange: Exchange, refusals: Refusals) -> aiohttp.ClientResponse:
-        """The answer, if it is a 200. Raises `UpstreamError`."""
-        response = await exchange.send()
-        if response.status == 200:
-            return response
-        body = await exchange.read_start(_MAX_ERROR_BYTES)
-        raise refusals.from_status(response.status, response.headers, body)
-
-    def _headers(
-        self, theirs: Mapping[str, str], request_id: str, *, stream: bool
-    ) -> tuple[dict[str, str], Refusals]:
-        """What is sent, by the allow-list, and how refusals of it are told."""
-        allowed = _FORWARDED if self._api_key else _FORWARDED | _FORWARDED_WITH_KEY
-        sent = {
-            name.lower(): value
-            for name, value in theirs.items()
-            if name.lower() in allowed and _sendable(value)
-        }
-        if request_id and _sendable(request_id):
-            sent["x-request-id"] = request_id
-        if self._api_key:
-            sent["authorization"] = f"Bearer {self._api_key}"
-        if self._basic:
-            sent["authorization"] = self._basic
-        secret = sent.get("authorization", "").removeprefix("Bearer ")
-        secrets = (secret,) if len(secret) >= _MIN_SECRET_CHARS else ()
-        sent["accept"] = "text/event-stream" if stream else "application/json"
-        sent["content-type"] = "application/json"
-        return sent, Refusals(self._name, self._api_key is not None, secrets)
+        await self._endpoint.close()
 
 
-def _checked_address(base_url: str, key: str) -> tuple[URL, str]:
-    """The address without credentials, and what these become in a header."""
+def _template(
+    dialect: Dialect, continuation: Setting, tokenizer: Path | None, key: str
+) -> LocalTemplate | None:
+    if tokenizer is None:
+        if continuation == "ids" and "ids" not in dialect.ways:
+            raise ConfigError(f"{key}.continuation: ids need `tokenizer` with this dialect")
+        return None
+    if dialect.prompts is None:
+        raise ConfigError(f"{key}.tokenizer: this dialect completes no prompts")
     try:
-        parts = urlsplit(base_url)
-        host = parts.hostname or ""
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{key}: not an address") from error
-    if parts.scheme not in ("http", "https") or not host:
-        raise ConfigError(f"{key}: must begin with http:// or https:// and name a host")
-    if not _HOST.fullmatch(host):
-        raise ConfigError(f"{key}: the host is not a name or an address")
-    try:
-        port = parts.port
-    except ValueError:
-        port = 0
-    if port is not None and not 0 < port < 65536:
-        raise ConfigError(f"{key}: the port must be from 1 to 65535")
-    base = base_url.rstrip("/")
-    if base.endswith(("/chat/completions", "/completions", "/models")):
-        raise ConfigError(f"{key}: ends too late; give the API's base, such as http://HOST/v1")
-    try:
-        url = URL(base)
-    except ValueError as error:
-        raise ConfigError(f"{key}: not an address") from error
-    basic = ""
-    if url.user or url.password:
-        named = f"{url.user or ''}:{url.password or ''}"
-        basic = "Basic " + b64encode(named.encode()).decode()
-    return url.with_user(None), basic
-
-
-def _sendable(value: str) -> bool:
-    """Whether a header can carry it: printable ASCII, not empty."""
-    return bool(value.strip()) and value.isascii() and value.isprintable()
+        return LocalTemplate(tokenizer, dialect.prompts)
+    except ConfigError as error:
+        raise ConfigError(f"{key}.tokenizer: {error}") from error
 
 
 def _encode(body: Mapping[str, Any]) -> bytes:
@@ -298,6 +335,6 @@ def _encode(body: Mapping[str, Any]) -> bytes:
         raise RequestError("the request holds what JSON cannot carry") from error
 
 
-def _is_json(response: aiohttp.ClientResponse) -> bool:
+def _is_json(response: Answer) -> bool:
     kind: str = response.headers.get("content-type", "")
     return kind.partition(";")[0].strip().lower() == "application/json"

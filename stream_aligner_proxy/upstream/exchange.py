@@ -5,8 +5,11 @@ handed out first; `close` needs no waiting, so a cancelled task can always do it
 """
 
 import asyncio
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import aiohttp
 from yarl import URL
@@ -17,6 +20,7 @@ from stream_aligner_proxy.core.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from stream_aligner_proxy.upstream.http2 import Connection, Http2, Stream
 
 _DRAIN_SECONDS = 0.05
 # A server that drops idle connections after 5 s (uvicorn's default) must not win the race.
@@ -34,29 +38,62 @@ class Timeouts:
     ping: float = 3.0
 
 
+class Answer(Protocol):
+    """What has been answered: aiohttp's response, or a stream of HTTP/2."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    def close(self) -> None: ...
+
+
+# Events must arrive one by one: compression would hold them back.
+_HEADERS = {"accept-encoding": "identity", "user-agent": "stream-aligner-proxy"}
+
+
 class Connections:
     """The connections to one server, kept open between exchanges. Used from one event loop.
 
-    aiohttp's pool with a limit of our own, which tells a full pool from a slow connection.
+    HTTP/2 where the server offers it over TLS and `http2` allows it. Else aiohttp's pool with a
+    limit of our own, which tells a full pool from a slow connection. `ca_file`: whose certificates
+    are trusted; the system's where it is None. Raises `OSError` for it.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, http2: bool = True, ca_file: Path | None = None) -> None:
         self.places = asyncio.Semaphore(limit)
+        self._ca_file = ca_file
+        self._trust = ssl.create_default_context(cafile=ca_file) if ca_file else None
         self._session: aiohttp.ClientSession | None = None
+        self._http2: Http2 | None = None
+        self._may_http2 = http2
 
     @property
     def session(self) -> aiohttp.ClientSession:
         """Made at first use: it belongs to the event loop that runs then."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_SECONDS),
+                connector=aiohttp.TCPConnector(
+                    limit=0, keepalive_timeout=_KEEPALIVE_SECONDS, ssl=self._trust or True
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                # Events must arrive one by one: compression would hold them back.
-                headers={"accept-encoding": "identity", "user-agent": "stream-aligner-proxy"},
+                headers=_HEADERS,
             )
         return self._session
 
+    async def http2(self, url: URL) -> Connection | None:
+        """A connection with HTTP/2, None where HTTP/1.1 is spoken. Raises `OSError`."""
+        if not self._may_http2 or url.scheme != "https":
+            return None
+        if self._http2 is None:
+            self._http2 = Http2(ssl.create_default_context(cafile=self._ca_file))
+        return await self._http2.connection(url)
+
     async def close(self) -> None:
+        if self._http2 is not None:
+            self._http2.close()
         if self._session is not None:
             await self._session.close()
 
@@ -91,7 +128,7 @@ class Exchange:
         self._timeouts = timeouts
         self._content = content
         self._who = f"upstream {upstream!r}"
-        self._response: aiohttp.ClientResponse | None = None
+        self._response: aiohttp.ClientResponse | Stream | None = None
         self._has_place = False
         self._end = self._first = 0.0
         self._answered = False
@@ -107,7 +144,7 @@ class Exchange:
         """The answer's status, None before there is one."""
         return None if self._response is None else self._response.status
 
-    async def send(self) -> aiohttp.ClientResponse:
+    async def send(self) -> Answer:
         """Send the request; the answer's headers, whatever its status."""
         self._loop = asyncio.get_running_loop()
         now = self._loop.time()
@@ -116,15 +153,7 @@ class Exchange:
         await self._take_place()
         try:
             async with asyncio.timeout_at(self._first):
-                self._response = await self._connections.session.request(
-                    self._method,
-                    self._url,
-                    data=self._content,
-                    headers=self._headers,
-                    allow_redirects=False,
-                    # Reading is timed here: its limit changes between the first and the next.
-                    timeout=aiohttp.ClientTimeout(connect=self._timeouts.connect),
-                )
+                self._response = await self._request()
         except aiohttp.ClientError as error:
             raise self._failure(error) from error
         except TimeoutError as error:
@@ -132,9 +161,34 @@ class Exchange:
         self._hear_of_loss(self._response)
         return self._response
 
-    def _hear_of_loss(self, response: aiohttp.ClientResponse) -> None:
+    async def _request(self) -> aiohttp.ClientResponse | Stream:
+        if connection := await self._http2():
+            headers = {**_HEADERS, **self._headers}
+            return await connection.request(self._method, self._url, headers, self._content)
+        return await self._connections.session.request(
+            self._method,
+            self._url,
+            data=self._content,
+            headers=self._headers,
+            allow_redirects=False,
+            # Reading is timed here: its limit changes between the first and the next.
+            timeout=aiohttp.ClientTimeout(connect=self._timeouts.connect),
+        )
+
+    async def _http2(self) -> Connection | None:
+        try:
+            async with asyncio.timeout(self._timeouts.connect):
+                return await self._connections.http2(self._url)
+        except TimeoutError as error:
+            raise UpstreamTimeout(f"{self._who} could not be reached in time") from error
+        except OSError as error:
+            raise UpstreamUnreachable(f"{self._who} cannot be reached") from error
+
+    def _hear_of_loss(self, response: aiohttp.ClientResponse | Stream) -> None:
         """aiohttp does not tell a body's reader of every way in which a connection can end: bytes
         that are no HTTP close it in silence. So the connection itself is listened to."""
+        if isinstance(response, Stream):
+            return
         connection = response.connection  # None where all of the answer has come
         if connection is None or connection.protocol is None:
             return
@@ -144,7 +198,7 @@ class Exchange:
 
     def _on_loss(self, lost: "asyncio.Future[None]") -> None:
         _ignore(lost)  # it is told by the reader, or below
-        assert self._response is not None
+        assert isinstance(self._response, aiohttp.ClientResponse)
         content = self._response.content
         if not content.is_eof() and content.exception() is None:
             content.set_exception(aiohttp.ClientPayloadError("the connection has ended"))

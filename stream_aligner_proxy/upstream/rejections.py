@@ -5,7 +5,8 @@ characters. The upstream's status is passed on where the client can act on it; a
 of the proxy's own is the operator's business and becomes a 502.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ MAX_MESSAGE_CHARS = 2000
 _PASSED_ON = frozenset((400, 404, 408, 409, 413, 422, 429))
 _CREDENTIALS = frozenset((401, 402, 403))
 _HEADERS = ("retry-after", "retry-after-ms", "x-should-retry", "x-request-id")
+_SECONDS = re.compile(r"(\d{1,6})(?:\.\d+)?s")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -34,15 +36,25 @@ class Refusals:
     def from_status(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamRejected:
         """The error for an answer whose status is not 200."""
         told = {name: headers[name] for name in _HEADERS if name in headers}
-        details = self._details(body, headers.get("content-type", ""), status)
+        if "request-id" in headers:  # Anthropic's name for it
+            told.setdefault("x-request-id", headers["request-id"])
+        value = _parsed(body)
+        details = self._details(value, body, headers.get("content-type", ""), status)
+        for detail in _google_details(value):
+            if detail.get("reason") == "API_KEY_INVALID":
+                status = 401  # which Google answers with a 400
+            if delay := _SECONDS.fullmatch(str(detail.get("retryDelay"))):
+                told.setdefault("retry-after", str(int(delay[1]) + 1))
         return self._error(status, details, told)
 
-    def from_frame(self, frame: Mapping[str, Any]) -> UpstreamRejected:
-        """The error that a frame of the stream carries; its code may be the status it had."""
+    def from_frame(self, frame: Mapping[str, Any], status: int | None = None) -> UpstreamRejected:
+        """The error that a frame of the stream carries. Its code may be the status it had, where
+        the caller knows no better one."""
         details = _find(frame) or {}
         details.setdefault("message", "the upstream reported an error without saying which")
-        code = str(details.get("code"))
-        status = int(code) if code.isdecimal() else 502
+        if status is None:
+            code = str(details.get("code"))
+            status = int(code) if code.isdecimal() else 502
         return self._error(status if 400 <= status < 600 else 502, details, {})
 
     def _error(
@@ -65,11 +77,9 @@ class Refusals:
             headers=headers,
         )
 
-    def _details(self, body: bytes, content_type: str, status: int) -> dict[str, Any]:
-        try:
-            value = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            value = None
+    def _details(
+        self, value: object, body: bytes, content_type: str, status: int
+    ) -> dict[str, Any]:
         found = _find(value) if isinstance(value, dict) else None
         if found is not None and "message" in found:
             return found
@@ -88,11 +98,30 @@ class Refusals:
         return text
 
 
+def _parsed(body: bytes) -> object:
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    # Where Gemini streams JSON, it answers a list, errors too.
+    return value[0] if isinstance(value, list) and value else value
+
+
+def _google_details(value: object) -> Iterator[Mapping[str, Any]]:
+    """What Google's errors tell beside the message, by kind."""
+    error = value.get("error") if isinstance(value, dict) else None
+    details = error.get("details") if isinstance(error, dict) else None
+    if isinstance(details, list):
+        yield from (detail for detail in details if isinstance(detail, dict))
+
+
 def _find(value: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Message, type, code and param in the shapes that OpenAI-compatible servers use."""
+    """Message, type, code and param in the shapes that servers use: OpenAI's, Anthropic's (no
+    code), Google's (the type is called status)."""
     error = value.get("error")
     if isinstance(error, dict):
-        found = error
+        status = error.get("status")
+        found = {"type": status, **error} if isinstance(status, str) else error
     elif isinstance(error, str):
         found = {**value, "message": error}
     elif "message" in value:

@@ -12,9 +12,10 @@ from typing import Self
 from stream_aligner_proxy.core.errors import UpstreamError, UpstreamGarbled
 from stream_aligner_proxy.core.records import Chunk
 from stream_aligner_proxy.core.sse import SseDecoder, SseEvent, SseFrames
-from stream_aligner_proxy.upstream.chunks import ChunkReader, parse_object
+from stream_aligner_proxy.upstream.chunks import parse_object
 from stream_aligner_proxy.upstream.exchange import Exchange
 from stream_aligner_proxy.upstream.rejections import Refusals
+from stream_aligner_proxy.upstream.wires import Reader
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 # A reply is complete with its finish reason; usage and [DONE] follow at once or never.
@@ -29,7 +30,7 @@ _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 class ChunkStream:
     """The chunks of one branch."""
 
-    def __init__(self, exchange: Exchange, reader: ChunkReader) -> None:
+    def __init__(self, exchange: Exchange, reader: Reader) -> None:
         self._exchange = exchange
         self._reader = reader
         self._decoder = SseDecoder()

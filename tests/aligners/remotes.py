@@ -1,7 +1,6 @@
 """Remote aligners for tests: in front of running servers, over lines that can be cut."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -65,13 +64,6 @@ async def answered(aligner: RemoteAligner, review: Review) -> None:
     except ReviewError as error:
         if "server" in str(error):
             raise
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Poll, with a bound, for what has no event."""
-    async with asyncio.timeout(20):
-        while not holds():  # noqa: ASYNC110  (what an aligner knows has no event to wait for)
-            await asyncio.sleep(0.002)
 
 
 def refusal(status: int, **headers: str) -> Response:

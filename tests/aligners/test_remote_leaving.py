@@ -14,9 +14,9 @@ from tests.aligners.remotes import (
     asked,
     refusal,
     served,
-    until,
 )
 from tests.aligners.test_transformers_engine import CHANGED, KEPT, VERDICTS, same
+from tests.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick")]
 

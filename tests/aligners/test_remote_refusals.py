@@ -17,10 +17,10 @@ from tests.aligners.remotes import (
     refusal,
     served,
     through_lines,
-    until,
 )
 from tests.aligners.test_transformers_engine import CHANGED, KEPT, VERDICTS, same
 from tests.servers import serve
+from tests.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick")]
 

@@ -19,10 +19,10 @@ from tests.aligners.remotes import (
     served,
     talk,
     through_lines,
-    until,
 )
 from tests.aligners.test_transformers_engine import CHANGED, VERDICTS, same
 from tests.servers import refused_address, serve
+from tests.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick")]
 

@@ -38,6 +38,7 @@ def replacing(**words: str) -> FunctionAligner:
 
 def settings(address: str, **sections: Any) -> Settings:
     upstream = {"name": "main", "base_url": f"{address}/v1", "dialect": "vllm", "timeouts": SHORT}
+    upstream["probe"] = False
     upstream |= sections.pop("upstream", {})
     return build(
         {

@@ -130,7 +130,7 @@ def check_broken(frames: list[Any], code: str) -> None:
 
 @pytest.mark.parametrize("mode", ["stream", "shadow", "off"])
 async def test_a_reset_in_the_middle_is_one_error_frame_and_a_valid_end(mode: str) -> None:
-    async with proxy(Rule(REPLY, fault=Fault(reset=8))) as p:
+    async with proxy(Rule(REPLY, fault=Fault(reset=8)), alignment={"max_resumes": 0}) as p:
         frames = await p.frames(stream_aligner={"mode": mode})
         whole = await p.post(stream_aligner={"mode": mode})
     assert REPLY.startswith(text_of(frames[:-2]))
@@ -142,9 +142,19 @@ async def test_a_reset_in_the_middle_is_one_error_frame_and_a_valid_end(mode: st
 
 
 async def test_malformed_events_are_one_error_frame() -> None:
-    async with proxy(Rule(REPLY, fault=Fault(garbage_after=8))) as p:
+    async with proxy(Rule(REPLY, fault=Fault(garbage_after=8)), alignment={"max_resumes": 0}) as p:
         frames = await p.frames()
     check_broken(frames, "upstream_garbled")
+
+
+async def test_a_reply_goes_on_after_its_upstream_was_cut_off() -> None:
+    rest = Rule(" So 2 are left.", after=r"She eats one\.$")
+    async with proxy(rest, Rule(REPLY, fault=Fault(reset=8))) as p:
+        frames = await p.frames()
+        whole = await p.post()
+    assert text_of(frames[:-1]) == whole.json()["choices"][0]["message"]["content"] == REPLY
+    assert not [f for f in frames if f != "[DONE]" and "error" in f]
+    assert whole.json()["stream_aligner"]["cost"]["resumes"] == 1
 
 
 def failing_on(word: str, error: Exception) -> FunctionAligner:

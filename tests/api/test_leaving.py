@@ -146,7 +146,7 @@ async def test_a_client_that_does_not_read_slows_the_upstream_down() -> None:
         include_usage=False,
         provenance=False,
         request_id="r",
-        headers={},
+        headers=dict,
         count_error=lambda error: None,
     )
     client = SlowClient()
@@ -184,7 +184,7 @@ async def test_a_relayed_stream_waits_for_its_client_too() -> None:
         plan,
         observers=(),
         request_id="r",
-        headers={},
+        headers=dict,
         count_error=lambda error: None,
     )
     client = SlowClient()

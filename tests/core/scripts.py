@@ -9,10 +9,10 @@ CONVERSATION = (Turn("user", "q"),)
 
 
 def loop_of(
-    policy: Policy | None = None, *, can_continue=True, max_tokens=None, stop=()
+    policy: Policy | None = None, *, can_continue=True, sure=True, max_tokens=None, stop=()
 ) -> AlignmentLoop:
     request = ChatRequest("m", {}, CONVERSATION, max_tokens, stop)
-    loop = AlignmentLoop(request, policy or Policy(), can_continue=can_continue)
+    loop = AlignmentLoop(request, policy or Policy(), can_continue=can_continue, sure=sure)
     assert of(OpenBranch, loop.start()) == [OpenBranch(0, "", max_tokens)]
     return loop
 

@@ -19,6 +19,8 @@ from stream_aligner_proxy.core.events import (
     Fail,
     Finish,
     OpenBranch,
+    PauseBranch,
+    ResumeBranch,
     ReviewDone,
     ReviewProgress,
     StartReview,
@@ -44,12 +46,14 @@ class Simulation:
     write: Callable[[str], list[str]]
     judge: Callable[[Review], Verdict]
     can_continue: bool = True
+    sure: bool = True
     request: ChatRequest = REQUEST
     tell_more: Callable[[int], int] | None = None  # how far verdicts are told before their end
     delivered: str = ""
     deliveries: list[Deliver] = field(default_factory=list)
     prefixes: list[str] = field(default_factory=list)
     closed: list[int] = field(default_factory=list)
+    paused: set[int] = field(default_factory=set)
     running: dict[int, list[str]] = field(default_factory=dict)
     told: set[int] = field(default_factory=set)  # branches whose text has ended
     reviews: dict[int, Review] = field(default_factory=dict)
@@ -61,7 +65,9 @@ class Simulation:
     outcome: Finish | Fail | None = None
 
     def __post_init__(self) -> None:
-        self.loop = AlignmentLoop(self.request, self.policy, can_continue=self.can_continue)
+        self.loop = AlignmentLoop(
+            self.request, self.policy, can_continue=self.can_continue, sure=self.sure
+        )
         self.perform(self.loop.start())
 
     def send(self, event: Event) -> None:
@@ -72,11 +78,18 @@ class Simulation:
             assert self.outcome is None, "an action after the end"
             match action:
                 case OpenBranch(branch, prefix):
-                    assert not self.running, "two branches at once"
+                    assert not set(self.running) - self.paused, "two branches at once"
                     assert prefix == self.delivered.rstrip()
                     self.prefixes.append(prefix)
                     self.running[branch] = self.write(prefix)
+                case PauseBranch(branch):
+                    assert branch in self.running
+                    assert not self.paused
+                    self.paused.add(branch)
+                case ResumeBranch(branch):
+                    self.paused.remove(branch)
                 case CloseBranch(branch):
+                    self.paused.discard(branch)
                     del self.running[branch]
                     self.closed.append(branch)
                 case Expect(request):
@@ -142,7 +155,8 @@ class Simulation:
 
     def feed(self) -> None:
         """The running branch writes its next chunk, or ends."""
-        [(branch, chunks)] = self.running.items()
+        branch = self.moving
+        chunks = self.running[branch]
         if chunks:
             self.send(TextArrived(branch, chunks.pop(0)))
         elif branch not in self.told:
@@ -150,6 +164,12 @@ class Simulation:
             self.send(TextEnded(branch, "stop"))
         else:
             self.send(BranchEnded(branch, "stop"))
+
+    @property
+    def moving(self) -> int | None:
+        """The branch that writes, beside one that may be paused."""
+        [branch] = set(self.running) - self.paused or [None]
+        return branch
 
     def verdict_of(self, review: int) -> Verdict:
         if review not in self.verdicts:
@@ -174,7 +194,7 @@ class Simulation:
 
     def moves(self) -> list[Callable[[], None]]:
         moves: list[Callable[[], None]] = []
-        if self.running and self.loop.wants_text:
+        if self.moving is not None and self.loop.wants_text:
             moves.append(self.feed)
         for review in sorted(self.reviews):
             moves.append(lambda review=review: self.answer(review))

@@ -138,7 +138,7 @@ def test_an_end_verdict_finishes_the_reply_without_asking_the_upstream_for_more(
 
 
 def test_text_that_waits_is_delivered_before_a_failure_is_told():
-    loop = loop_of()
+    loop = loop_of(Policy(max_resumes=0))
     loop.handle(TextArrived(0, "One. T"))
     error = UpstreamUnreachable("gone")
     assert of(Fail, loop.handle(BranchBroke(0, error))) == []

@@ -10,7 +10,12 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream_aligner_proxy.core.errors import ReviewError, UpstreamUnreachable
+from stream_aligner_proxy.core.errors import (
+    ContinuationFailed,
+    ReviewError,
+    UpstreamRejected,
+    UpstreamUnreachable,
+)
 from stream_aligner_proxy.core.events import (
     BranchBroke,
     Fail,
@@ -57,6 +62,7 @@ POLICY = st.builds(
     material_edit=st.sampled_from([0.0, 0.3, 0.8, 1.0]),
     max_continuations=st.integers(0, 4),
     max_reviews=st.sampled_from([None, None, 0, 1, 3]),
+    max_resumes=st.integers(0, 2),
     merge_below=st.sampled_from([0, 0, 5, 20]),
     review_code=st.booleans(),
     early_review=st.booleans(),
@@ -69,6 +75,7 @@ def simulate(data: st.DataObject, policy: Policy, **kw) -> Simulation:
         write=lambda prefix: list(data.draw(CHUNKS)),
         judge=lambda review: data.draw(VERDICT),
         can_continue=data.draw(st.booleans()),
+        sure=data.draw(st.booleans()),
         tell_more=data.draw(st.sampled_from([None, lambda left: 0, lambda left: left // 2])),
         **kw,
     )
@@ -116,8 +123,10 @@ def test_whenever_it_is_abandoned_or_fails_as_many_branches_are_closed_as_opened
         moves = simulation.moves()
         moves[data.draw(st.integers(0, len(moves) - 1))]()
     if simulation.outcome is None and break_branch and simulation.running:
-        simulation.send(BranchBroke(next(iter(simulation.running)), UpstreamUnreachable("x")))
-        while simulation.outcome is None and simulation.reviews:
+        while simulation.outcome is None:
+            if simulation.moving is not None:
+                simulation.send(BranchBroke(simulation.moving, UpstreamUnreachable("x")))
+                continue
             review = min(simulation.reviews)
             del simulation.reviews[review]
             simulation.send(ReviewBroke(review, ReviewError("x")))
@@ -137,9 +146,12 @@ class Faulty(Simulation):
         for review in sorted(self.reviews):
             moves.append(lambda review=review: self.fail_review(review))
             moves.append(lambda review=review: self.take_back(review))
-        if self.running:
-            [branch] = self.running
-            moves.append(lambda: self.send(BranchBroke(branch, UpstreamUnreachable("x"))))
+        if self.moving is not None:
+            for error in (UpstreamUnreachable("x"), UpstreamRejected("x", status=400)):
+                moves.append(lambda error=error: self.send(BranchBroke(self.moving, error)))
+            if not self.sure:
+                failed = ContinuationFailed("x")
+                moves.append(lambda: self.send(BranchBroke(self.moving, failed)))
         return moves
 
     def fail_review(self, review: int) -> None:
@@ -161,6 +173,7 @@ def test_whatever_fails_the_reply_ends_with_all_closed_and_nothing_untold_delive
         write=lambda prefix: list(data.draw(CHUNKS)),
         judge=lambda review: data.draw(VERDICT),
         can_continue=data.draw(st.booleans()),
+        sure=data.draw(st.booleans()),
         tell_more=data.draw(st.sampled_from([None, lambda left: 0, lambda left: left // 2])),
     )
     simulation.run(lambda count: data.draw(st.integers(0, count - 1)))

@@ -47,9 +47,12 @@ def server() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-@pytest.fixture
-async def upstream(server: str) -> AsyncIterator[HttpUpstream]:
-    made = HttpUpstream("vllm", f"{server}/v1", "vllm", timeouts=Timeouts())
+@pytest.fixture(params=["prefill", "ids"])
+async def upstream(server: str, request: pytest.FixtureRequest) -> AsyncIterator[HttpUpstream]:
+    """The server, continued in one way or the other."""
+    made = HttpUpstream(
+        "vllm", f"{server}/v1", "vllm", continuation=request.param, timeouts=Timeouts()
+    )
     yield made
     await made.aclose()
 
@@ -94,6 +97,19 @@ async def test_a_reply_continued_after_any_sentence_is_the_reply_in_one_go(
     for number in range(1, len(sentences)):
         prefix = "".join(sentences[:number])
         assert prefix + await written(upstream, question, prefix) == whole
+
+
+async def test_a_probe_finds_that_it_continues_or_what_it_takes_the_dialect_for(
+    server: str,
+) -> None:
+    for dialect, found in (("vllm", "continues"), ("ollama", "restarts")):
+        upstream = HttpUpstream("vllm", f"{server}/v1", dialect)
+        # Without its flags a partial message is closed, and a new turn begins in silence.
+        assert await upstream.probe(MODEL) == found
+        assert upstream.continuation(
+            ChatRequest(MODEL, {"model": MODEL, "messages": [{"role": "user", "content": "?"}]}, ())
+        ).way == ("prefill" if found == "continues" else "instruct")
+        await upstream.aclose()
 
 
 async def test_after_a_rewrite_the_server_continues_from_the_corrected_text(

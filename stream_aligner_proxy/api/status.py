@@ -1,0 +1,54 @@
+"""What `/status` tells an operator: which routes there are, and how upstreams and aligners fare.
+
+Names, states and our own error codes only: never an address, a key or a header.
+"""
+
+from typing import Any
+
+from stream_aligner_proxy.api.service import Service, Treatment
+from stream_aligner_proxy.upstream.routing.member import Member
+from stream_aligner_proxy.upstream.routing.table import Aim, Route
+
+
+def report(service: Service) -> dict[str, Any]:
+    routes = service.table.routes if service.table is not None else ()
+    return {
+        "ready": service.ready,
+        "routes": [
+            {**_route(route), **_treatment(treatment)}
+            for route, treatment in zip(routes, service.treatments, strict=False)
+        ],
+        "default": None if service.table is not None else _treatment(service.treatments[0]),
+        "upstreams": [upstream_report(member) for member in service.directory.upstreams],
+        "aligners": [
+            {"name": name, "backend": aligner.name, "state": service.aligner_states()[name]}
+            for name, aligner in service.aligners.items()
+        ],
+    }
+
+
+def _route(route: Route) -> dict[str, Any]:
+    return {
+        "model": route.pattern.text,
+        "to": [{**_aim(aim), "weight": aim.weight} for aim in route.to],
+        "fallback": [_aim(aim) for aim in route.fallback],
+    }
+
+
+def _aim(aim: Aim) -> dict[str, Any]:
+    return {"upstream": aim.member.name, "model": aim.model}
+
+
+def _treatment(treatment: Treatment) -> dict[str, Any]:
+    return {"aligner": treatment.aligner_name, "mode": treatment.rules.mode}
+
+
+def upstream_report(member: Member) -> dict[str, Any]:
+    return {
+        "name": member.name,
+        **member.found(),
+        "health": member.health.state,
+        "open": member.open,
+        "max_concurrent": member.terms.max_concurrent,
+        "last_error": member.last_error,
+    }
