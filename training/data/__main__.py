@@ -14,13 +14,15 @@ from typing import Any
 from training.config import ConfigError
 from training.config import build as parse
 from training.data import files, report
-from training.data.config import BuildConfig, load
+from training.data.config import BuildConfig, load, named
 from training.data.files import DataError, Trouble
-from training.data.pipeline import build, empty, progress
+from training.data.intake import progress
+from training.data.pipeline import build, empty
 from training.data.rows import Example, form, key_text
 from training.data.sources.registry import SOURCES
 from training.data.split import SPLITS, Questions, Split, check_splits
 from training.data.tally import Tally
+from training.data.writing import write
 
 DESCRIPTION = """\
 From what you have (pairs, edits, labelled steps, the proxy's own audit log) to rows an aligner is
@@ -33,12 +35,14 @@ examples:
   python -m training.data build --source corrections:mine.jsonl --out runs/rows
       mine.jsonl has lines like
       {"question": "How many legs?", "answer": "It has 5. Not more.", "correction": "It has 6."}
-      and runs/rows gets sentence/train-00000-of-00001.jsonl, ..., report.md, rejected.jsonl
+      and runs/rows gets train/sentence-00000-of-00001.jsonl, ..., report.md, rejected.jsonl
   python -m training.data build --config build.yaml --out runs/rows
       build.yaml: sources: [{name: gsm8k, path: data/gsm8k}, {name: aligner-20k, limit: 5000}]
                   keep_share: 0.5
                   filters: {max_edit: 0.8}
-  python -m training.data report runs/rows/sentence
+  python -m training.data build --source demo --limit 20000 --out runs/demo-rows
+      the demo world's own, made up; nothing is read
+  python -m training.data report runs/rows/train
   python -m training.data split rows.jsonl --out runs/split --test 0.1
   python -m training.data convert rows.jsonl rows.parquet
 
@@ -68,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         help="a source and its file or folder; without PATH the set on the hub; repeat for more",
     )  # fmt: skip
     one.add_argument("--out", type=Path, required=True, help="a folder that is not there yet")
+    one.add_argument("--limit", type=int, help="records to read of each --source at most")
+    one.add_argument("--form", choices=("both", "sentence", "whole"), help="which rows to make")
     one.add_argument("--seed", type=int, help="of shuffling and balancing (default 0)")
     one.add_argument("--keep-share", type=float, help="of sentence rows to train on (default 0.5)")
     one.add_argument("--max-rejected", type=float, help="share of bad records (default 0.01)")
@@ -97,10 +103,9 @@ def _build(args: argparse.Namespace) -> None:
     data = load(args.config) if args.config else {}
     given = list(data.get("sources") or [])
     for told in args.source:
-        name, _, path = told.partition(":")
-        given.append({"name": name, "path": path} if path else {"name": name})
+        given.append(named(told) if args.limit is None else named(told) | {"limit": args.limit})
     data["sources"] = given
-    for key in ("seed", "keep_share", "max_rejected", "format", "shard_rows"):
+    for key in ("form", "seed", "keep_share", "max_rejected", "format", "shard_rows"):
         if getattr(args, key) is not None:
             data[key] = getattr(args, key)
     config = parse(BuildConfig, data)
@@ -148,9 +153,9 @@ def _split(args: argparse.Namespace) -> None:
     names: list[tuple[Split, Path]] = []
     for split in SPLITS:
         for shape in ("sentence", "whole"):
-            path = args.out / shape / f"{split}.jsonl"
+            path = args.out / split / f"{shape}.jsonl"
             wanted = (e for e in _rows(args.paths) if of[e.group] == split and form(e) == shape)
-            if count := files.write(path, wanted):
+            if count := write(path, wanted):
                 names.append((split, path))
                 print(f"{path}: {count} rows")
             else:
@@ -162,7 +167,7 @@ def _split(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    count = files.write(args.output, progress(_rows([args.input]), "converting"))
+    count = write(args.output, progress(_rows([args.input]), "converting"))
     print(f"{args.output}: {count} rows")
 
 
@@ -187,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"configuration: {error}", file=sys.stderr)
         return 2
-    except DataError as error:
+    except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -14,7 +14,8 @@ from training.data.sources.registry import SOURCES
 
 @dataclass(frozen=True, slots=True)
 class SourceConfig:
-    """One source: a file or folder, or, without `path`, the set of that name on the hub.
+    """One source: a file or folder; without `path` the set of that name on the hub, or what the
+    source makes up itself. In a config, a text `NAME` or `NAME:PATH` will do.
 
     `name` of a hub set may be its hub name. `similarity` and `evaluation` replace the source's own;
     `limit`: records to read at most. `whole`: whole-answer rows too.
@@ -58,8 +59,10 @@ class SplitConfig:
 
 @dataclass(frozen=True, slots=True)
 class BuildConfig:
-    """`keep_share`: of the sentence rows in the training split, at most this share is kept ones;
-    None leaves them as they are. `max_rejected`: the share of unreadable records that is an error.
+    """`keep_share`: of the sentence rows in the training split, kept ones are about this share at
+    most; None leaves them as they are. `max_rejected`: the share of unreadable records that is an
+    error. `form`: rows of sentences, of whole answers, or both. `code`: rows for fenced code too,
+    for a proxy with `review_code`.
     """
 
     sources: list[Any] = field(default_factory=list)
@@ -68,6 +71,7 @@ class BuildConfig:
     max_rejected: float = 0.01
     shard_rows: int = 100_000
     format: str = "jsonl"
+    form: str = "both"
     code: bool = False
     filters: FilterConfig = FilterConfig()
     split: SplitConfig = SplitConfig()
@@ -76,11 +80,16 @@ class BuildConfig:
         """The sources. Raises `ConfigError` that names the key."""
         found = []
         for at, value in enumerate(self.sources):
-            one = build(SourceConfig, value, f"sources[{at}].")
+            told = named(value) if isinstance(value, str) else value
+            one = build(SourceConfig, told, f"sources[{at}].")
             if not any(one.name in (known.name, known.hub) for known in SOURCES.values()):
                 raise ConfigError(
                     f"sources[{at}].name: no source {one.name!r}; known: {', '.join(SOURCES)}"
                 )
+            if one.limit is not None and one.limit < 1:
+                raise ConfigError(f"sources[{at}].limit must be at least 1, got {one.limit}")
+            if one.similarity is not None and not 0 <= one.similarity <= 1:
+                raise ConfigError(f"sources[{at}].similarity must be between 0 and 1")
             found.append(one)
         return found
 
@@ -106,10 +115,24 @@ class BuildConfig:
             raise ConfigError("split.validation and split.test leave nothing to train on")
         if self.split.near < 0.3:
             raise ConfigError(f"split.near must be at least 0.3, got {self.split.near}")
+        for key in (
+            "max_question_chars", "max_prefix_chars", "max_last_chars", "max_answer_chars",
+            "max_tokens",
+        ):  # fmt: skip
+            if getattr(self.filters, key) < 1:
+                raise ConfigError(f"filters.{key} must be at least 1")
         if self.shard_rows < 1:
             raise ConfigError(f"shard_rows must be at least 1, got {self.shard_rows}")
         if self.format not in ("jsonl", "parquet"):
             raise ConfigError(f"format must be jsonl or parquet, got {self.format!r}")
+        if self.form not in ("both", "sentence", "whole"):
+            raise ConfigError(f"form must be both, sentence or whole, got {self.form!r}")
+
+
+def named(text: str) -> dict[str, Any]:
+    """`NAME` or `NAME:PATH` as a source's keys."""
+    name, _, path = text.partition(":")
+    return {"name": name, "path": path} if path else {"name": name}
 
 
 def load(path: Path) -> dict[str, Any]:

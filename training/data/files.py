@@ -1,18 +1,18 @@
-"""Reading records and writing rows, one at a time: JSON, JSONL, CSV, TSV (plain, gz, xz), Parquet.
+"""Reading records, one at a time: JSON, JSONL, CSV, TSV (plain, gz, xz), Parquet.
 
 A reader yields each record with the place it stands at, `file:line`; what cannot be read is a
-`Trouble` in its place, never an exception that ends the run. Writers write beside the file and
-rename it when it is complete, so a file that is there is whole.
+`Trouble` in its place, never an exception that ends the run. Only a `.json` file, which is one
+value, is held in memory whole.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import gzip
+import io
 import json
 import lzma
-import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,10 +20,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
-from training.data.rows import BadRecord, Example, Row, from_dict, to_dict
+from training.data.rows import BadRecord, Example, from_dict
 
 SUFFIXES: Final = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 _BATCH: Final = 1000  # rows of Parquet in memory at once
+_BAD_BYTE: Final = re.compile("[\udc80-\udcff]")  # as `surrogateescape` reads it
 
 
 class DataError(Exception):
@@ -74,11 +75,12 @@ def _list(names: Iterable[str]) -> str:
 
 
 def _open(path: Path) -> IO[str]:
-    if path.name.endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    if path.name.endswith(".xz"):
-        return lzma.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+    packed = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix)
+    raw = packed(path) if packed else path.open("rb")
+    # A bad byte spoils its record, not the file: it is read as what no text may hold.
+    return io.TextIOWrapper(
+        cast(IO[bytes], raw), encoding="utf-8-sig", errors="surrogateescape", newline=""
+    )
 
 
 def records(path: Path) -> Iterator[Found]:
@@ -98,7 +100,7 @@ def records(path: Path) -> Iterator[Found]:
                     yield from _table(path, stream, "," if suffix == ".csv" else "\t")
                 case _:
                     raise DataError(f"{path}: cannot tell what it is; known: {_list(SUFFIXES)}")
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
@@ -110,17 +112,24 @@ def _lines(path: Path, stream: IO[str]) -> Iterator[Found]:
     for number, line in enumerate(stream, 1):
         if not line.strip():
             continue
+        if not line.isascii() and (bad := _BAD_BYTE.search(line)):
+            yield f"{path}:{number}", Trouble(f"not UTF-8 at character {bad.start() + 1}")
+            continue
         try:
             yield f"{path}:{number}", _object(json.loads(line))
-        except json.JSONDecodeError as error:
-            yield f"{path}:{number}", Trouble(f"not JSON: {error.msg}")
+        except (ValueError, RecursionError) as error:
+            yield f"{path}:{number}", Trouble(f"not JSON: {_why(error)}")
+
+
+def _why(error: Exception) -> str:
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _document(path: Path, stream: IO[str]) -> Iterator[Found]:
     """A list of objects; or an object of such lists, one after the other."""
     try:
         data = json.load(stream)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}") from error
     lists = data.values() if isinstance(data, dict) else [data]
     for at, record in enumerate(one for part in lists for one in _listed(path, part)):
@@ -138,15 +147,16 @@ def _table(path: Path, stream: IO[str], delimiter: str) -> Iterator[Found]:
         reader = csv.DictReader(stream)
     else:
         reader = csv.DictReader(stream, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-    try:
-        for row in reader:
-            place = f"{path}:{reader.line_num}"
-            if None in row:
-                yield place, Trouble("more fields than the header names")
-            else:
-                yield place, row
-    except csv.Error as error:
-        yield f"{path}:{reader.line_num}", Trouble(f"not a table: {error}")
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            yield f"{path}:{reader.line_num}", Trouble(f"not a table: {error}")
+            continue
+        if row is None:
+            return
+        bad = "more fields than the header names" if None in row else ""
+        yield f"{path}:{reader.line_num}", Trouble(bad) if bad else row
 
 
 def _parquet(path: Path) -> Iterator[Found]:
@@ -172,88 +182,3 @@ def rows(path: Path) -> Iterator[tuple[str, Example | Trouble]]:
             yield place, from_dict(record)
         except BadRecord as error:
             yield place, Trouble(str(error))
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A name to write under; it becomes `path` when the block is left without an error."""
-    partial = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield partial
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def dump(example: Example) -> str:
-    return json.dumps(to_dict(example), ensure_ascii=False)
-
-
-def write(path: Path, examples: Iterable[Example]) -> int:
-    """Write rows as JSONL (gz too) or Parquet, as the name says; return how many. One kind of row
-    to a Parquet file. Raises `DataError`."""
-    suffix, count = kind_of_file(path), 0
-    with whole_file(path) as partial:
-        if suffix == ".parquet":
-            return _write_parquet(partial, examples)
-        if suffix != ".jsonl":
-            raise DataError(f"{path}: rows are written as .jsonl, .jsonl.gz or .parquet")
-        packed = path.name.endswith(".gz")
-        with (
-            cast(IO[str], gzip.open(partial, "wt", encoding="utf-8"))
-            if packed
-            else partial.open("w", encoding="utf-8")
-        ) as out:
-            for example in examples:
-                out.write(dump(example) + "\n")
-                count += 1
-    return count
-
-
-def _schema(sentences: bool) -> Any:
-    arrow = import_module("pyarrow")
-    text = arrow.string()
-    turn = arrow.struct([("role", text), ("content", text)])
-    if not sentences:
-        return arrow.schema([
-            ("question", arrow.list_(turn)), ("answer", text), ("correction", text),
-            ("source", text), ("group", text),
-        ])  # fmt: skip
-    return arrow.schema([
-        ("question", arrow.list_(turn)), ("prefix", text), ("last", text), ("correction", text),
-        ("end", arrow.bool_()), ("kind", text), ("source", text), ("group", text),
-    ])  # fmt: skip
-
-
-def _write_parquet(path: Path, examples: Iterable[Example]) -> int:
-    module, count = parquet(), 0
-    arrow = import_module("pyarrow")
-    writer, batch = None, []
-    sentences = True
-
-    def flush() -> None:
-        assert writer is not None
-        writer.write_table(arrow.Table.from_pylist(batch, schema=writer.schema))
-        batch.clear()
-
-    try:
-        for example in examples:
-            if writer is None:
-                sentences = isinstance(example, Row)
-                writer = module.ParquetWriter(path, _schema(sentences), compression="zstd")
-            if isinstance(example, Row) != sentences:
-                raise DataError("one Parquet file holds sentence rows or whole answers, not both")
-            batch.append(to_dict(example))
-            count += 1
-            if len(batch) == _BATCH:
-                flush()
-        if writer is None:
-            writer = module.ParquetWriter(path, _schema(sentences), compression="zstd")
-        flush()
-    finally:
-        if writer is not None:
-            writer.close()
-    return count

@@ -18,6 +18,7 @@ from training.data.rows import (
     edit_share,
     group_of,
     key_text,
+    kind_of,
 )
 
 # An edit that leaves less than this of the text is another answer, not a correction of this one.
@@ -86,6 +87,8 @@ class Maker:
         `ends`: nothing comes after the correction.
         """
         text = "\n".join(part.strip() for part in right if part.strip())
+        if not text and wrong is None:
+            raise BadRecord("no step holds a text")
         if text:
             yield from self._rows(question, align(text, text, ends=False), "", key)
         if wrong is None:
@@ -112,6 +115,22 @@ class Maker:
     ) -> Iterator[Example]:
         """An answer and another way to put it right, which says nothing about its sentences."""
         yield from self._whole(question, answer, correction, key)
+
+    def review(
+        self,
+        question: tuple[Turn, ...],
+        prefix: str,
+        last: str,
+        correction: str,
+        end: bool,
+        *,
+        key: str | None = None,
+    ) -> Row:
+        """One review, told whole."""
+        last, correction = last.strip(), correction.strip()
+        group = group_of(key if key is not None else key_text(question))
+        kind = kind_of(last, correction, end)
+        return Row(question, prefix, last, correction, end, kind, self.source, group)
 
     def reviewed(self, question: tuple[Turn, ...], steps: Sequence[Step]) -> Iterator[Example]:
         """Reviews that were made; `code` marks what was not reviewed."""

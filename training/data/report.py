@@ -8,9 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from training.data.files import whole_file
 from training.data.rows import KINDS
 from training.data.tally import LENGTHS
+from training.data.writing import whole_file
 
 _SAMPLE_CHARS: Final = 300
 

@@ -183,7 +183,7 @@ def from_dict(data: Mapping[str, Any]) -> Example:
     if "answer" in data:
         answer = text_of(data, "answer").strip()
         correction = text_of(data, "correction", empty=True).strip()
-        return Whole(question, answer, correction, source, group)
+        return sound(Whole(question, answer, correction, source, group))
     last, end = text_of(data, "last").strip(), data.get("end", False)
     correction = text_of(data, "correction", empty=True).strip()
     prefix = text_of(data, "prefix", empty=True)
@@ -194,7 +194,23 @@ def from_dict(data: Mapping[str, Any]) -> Example:
         raise BadRecord(f"'kind' must be one of {', '.join(KINDS)}, not {kind!r}")
     if (kind == "keep") != (last == correction and not end):
         raise BadRecord(f"'kind' is {kind!r}, which 'last', 'correction' and 'end' contradict")
-    return Row(question, prefix, last, correction, end, kind, source, group)
+    return sound(Row(question, prefix, last, correction, end, kind, source, group))
+
+
+def sound(example: Example) -> Example:
+    """The same example. Raises `BadRecord` where a text holds half a surrogate pair, as a bad byte
+    becomes when it is read: no file can hold it and no tokenizer read it."""
+    texts = [part for turn in example.question for part in (turn.role, turn.text)]
+    texts += [example.correction, example.source, example.group]
+    texts += [example.prefix, example.last] if isinstance(example, Row) else [example.answer]
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRecord(
+                f"a text is not UTF-8: {error.object[error.start]!r} at character {error.start}"
+            ) from None
+    return example
 
 
 def kind_of(last: str, correction: str, end: bool) -> Kind:

@@ -1,138 +1,120 @@
 """Which questions are trained on: whole groups, near-duplicates together, checked afterwards.
 
-Questions that share most of their word triples are joined (MinHash finds candidates, the triples
-themselves decide), a hash of the joined group's smallest name gives the split. So the split of a
+Questions that share most of their word triples are joined (`near`), and so are groups in which the
+same question stands. A hash of the joined groups' smallest name gives the split. So the split of a
 question does not depend on the order of reading, and adding questions moves none but those that
 turn out to be near to a new one. A group of which any question is for evaluation only goes to the
-test split as a whole.
-
-Memory: about a kilobyte per distinct question.
+test split, and so does what is joined with it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from training.data.config import SplitConfig
 from training.data.files import DataError
+from training.data.near import Near
 from training.data.rows import words
 
 Split = Literal["train", "validation", "test"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
-
-_PRIME: Final = (1 << 61) - 1
-_BANDS: Final = 16
-_ROWS: Final = 4  # with 16 bands: 0.8 alike is found in 99.98 of 100 cases, 0.3 in 12
-_MAX_TRIPLES: Final = 400  # of a question; the rest of a long one adds nothing
-_FACTORS: Final = [
-    (
-        int.from_bytes(hashlib.sha256(b"a%d" % i).digest()[:7], "big") | 1,
-        int.from_bytes(hashlib.sha256(b"b%d" % i).digest()[:7], "big"),
-    )
-    for i in range(_BANDS * _ROWS)
-]
 
 
 class Leak(DataError):
     """A question stands in two splits."""
 
 
-def triples(text: str) -> frozenset[int]:
-    """Hashes of the word triples; of a shorter text, of all its words."""
-    found = words(text)[: _MAX_TRIPLES + 2]
-    size = min(3, len(found))
-    if not size:
-        return frozenset((zlib.crc32(text.encode("utf-8", "surrogatepass")),))
-    return frozenset(
-        zlib.crc32(" ".join(found[i : i + size]).encode("utf-8", "surrogatepass"))
-        for i in range(len(found) - size + 1)
-    )
-
-
-def _bands(grams: frozenset[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
-    for band in range(_BANDS):
-        factors = _FACTORS[band * _ROWS : (band + 1) * _ROWS]
-        yield band, tuple(min((a * gram + b) % _PRIME for gram in grams) for a, b in factors)
-
-
-def _alike(a: frozenset[int], b: frozenset[int]) -> float:
-    return len(a & b) / len(a | b)
-
-
-def near_pairs(texts: Mapping[str, frozenset[int]], near: float) -> Iterator[tuple[str, str]]:
-    """Pairs of names whose texts are at least `near` alike; of many alike ones, enough pairs to
-    join them all."""
-    seen: dict[tuple[int, tuple[int, ...]], list[str]] = {}
-    for name, grams in texts.items():
-        tried: set[str] = set()
-        for bucket in _bands(grams):
-            others = seen.setdefault(bucket, [])
-            for other in others:
-                if other not in tried:
-                    tried.add(other)
-                    if _alike(grams, texts[other]) >= near:
-                        yield name, other
-            # A bucket of hundreds holds one form with other numbers: a few stand for it.
-            if len(others) < 32:
-                others.append(name)
-
-
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """The split of every group; `joined`: groups that went with a near-duplicate."""
+    """The split of every group. `joined`: groups that went with another; `largest`: groups in the
+    largest family of joined ones."""
 
     of: Mapping[str, Split]
     joined: int
-    groups: int
+    largest: int
 
 
 class Questions:
-    """Collects the questions, then splits them."""
+    """Collects the questions of all groups, then splits the groups, or checks a split."""
 
     def __init__(self) -> None:
-        self._grams: dict[str, frozenset[int]] = {}
-        self._evaluation: set[str] = set()
+        self._groups: dict[str, int] = {}
+        self._evaluation: set[int] = set()
+        self._near = Near()
+        self._group_of = array("L")  # by the text's number
+        self._texts: dict[bytes, int] = {}  # what a question says, and the group it was seen in
+        self._same: set[tuple[int, int]] = set()  # groups that have a question in common
 
     def add(self, group: str, text: str, *, evaluation: bool = False) -> None:
-        if group not in self._grams:
-            self._grams[group] = triples(text or group)
+        """Take a question of a group; one without a text is its group and nothing more."""
+        at = self._groups.setdefault(group, len(self._groups))
         if evaluation:
-            self._evaluation.add(group)
+            self._evaluation.add(at)
+        said = " ".join(words(text)) or text or group
+        key = hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+        known = self._texts.get(key)
+        if known is None:
+            self._texts[key] = at
+            self._near.add(text or group)
+            self._group_of.append(at)
+        elif known != at:
+            self._same.add((known, at))
 
     def split(self, config: SplitConfig) -> Splits:
         """The split of each group."""
-        parent = {group: group for group in self._grams}
+        parent = list(range(len(self._groups)))
+        names = list(self._groups)
 
-        def root(name: str) -> str:
-            while parent[name] != name:
-                parent[name] = parent[parent[name]]
-                name = parent[name]
-            return name
+        def root(at: int) -> int:
+            while parent[at] != at:
+                parent[at] = parent[parent[at]]
+                at = parent[at]
+            return at
 
-        joined = 0
-        for a, b in near_pairs(self._grams, config.near):
-            one, other = root(a), root(b)
-            if one != other:
-                joined += 1
-                parent[max(one, other)] = min(one, other)
-        held = {root(group) for group in self._evaluation}
+        def join(a: int, b: int) -> None:
+            # The smallest name is the root, whatever the order.
+            one, other = sorted((root(a), root(b)), key=names.__getitem__)
+            parent[other] = one
+
+        def joined(a: int, b: int) -> bool:
+            return root(self._group_of[a]) == root(self._group_of[b])
+
+        for a, b in self._same:
+            join(a, b)
+        for a, b in self._near.pairs(config.near, skip=joined):
+            join(self._group_of[a], self._group_of[b])
+        roots = [root(at) for at in range(len(names))]
+        held = {roots[at] for at in self._evaluation}
         of = {
-            group: "test" if root(group) in held else _drawn(root(group), config)
-            for group in self._grams
+            name: "test" if roots[at] in held else _drawn(names[roots[at]], config)
+            for at, name in enumerate(names)
         }
-        splits = Splits(of, joined, len(parent) - joined)
-        self.check(splits.of, config.near)
-        return splits
+        families = Counter(roots)
+        return Splits(of, len(names) - len(families), max(families.values(), default=0))
 
     def check(self, of: Mapping[str, Split], near: float) -> None:
         """Raises `Leak` where a question, or one nearly the same, stands in two splits."""
-        for a, b in near_pairs(self._grams, near):
-            if of[a] != of[b]:
-                raise Leak(f"questions {a} ({of[a]}) and {b} ({of[b]}) are nearly the same")
+        names = list(self._groups)
+        splits = [of[name] for name in names]
+
+        def apart(a: int, b: int, how: str) -> Leak:
+            return Leak(
+                f"questions {names[a]} ({splits[a]}) and {names[b]} ({splits[b]}) {how}: "
+                "train on neither, or split again with a lower `near`"
+            )
+
+        for a, b in self._same:
+            if splits[a] != splits[b]:
+                raise apart(a, b, "have the same words")
+        group = self._group_of
+        together = lambda a, b: splits[group[a]] == splits[group[b]]  # noqa: E731
+        for a, b in self._near.pairs(near, skip=together):
+            raise apart(group[a], group[b], "are nearly the same")
 
 
 def _drawn(name: str, config: SplitConfig) -> Split:
@@ -147,13 +129,8 @@ def check_splits(found: Iterable[tuple[Split, str, str]], near: float) -> None:
     group, the same words, or nearly the same. Raises `Leak`."""
     of: dict[str, Split] = {}
     questions = Questions()
-    said: dict[str, tuple[str, Split]] = {}
     for split, group, text in found:
         if of.setdefault(group, split) != split:
             raise Leak(f"question {group} stands in {of[group]} and in {split}")
-        plain = " ".join(words(text)) or text or group
-        other, where = said.setdefault(plain, (group, split))
-        if where != split and other != group:
-            raise Leak(f"questions {other} ({where}) and {group} ({split}) have the same words")
         questions.add(group, text)
     questions.check(of, near)

@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import Final
 
 from training.data.files import DataError
-from training.data.sources import audit, grade_school, preferences, solutions, statements, texts
+from training.data.sources import (
+    audit,
+    demo,
+    grade_school,
+    preferences,
+    solutions,
+    statements,
+    texts,
+)
 from training.data.sources.source import Source
 
 SOURCES: Final[dict[str, Source]] = {
     source.name: source
-    for module in (texts, audit, preferences, solutions, grade_school, statements)
+    for module in (texts, audit, demo, preferences, solutions, grade_school, statements)
     for source in module.SOURCES
 }
 

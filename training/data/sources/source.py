@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from training.data.files import Found
 from training.data.make import Maker
 from training.data.rows import Example
 
@@ -20,7 +21,8 @@ class Source:
     `read` raises `BadRecord` for a record that is wrong, `SetAside` for one of no use here.
     `columns` and `about` are for people. `hub`: its name on the hub, with the `split` to read.
     `files`: which files of a folder are its records. `evaluation`: never trained on.
-    `similarity`: see `Maker`.
+    `similarity`: see `Maker`. `generate`: makes records up, without end, from a seed; `number` of
+    them are read where no limit is set.
     """
 
     name: str
@@ -32,3 +34,5 @@ class Source:
     files: str = "*"
     evaluation: bool = False
     similarity: float = 0.5
+    generate: Callable[[int], Iterator[Found]] | None = None
+    number: int = 0

@@ -9,12 +9,8 @@ from training.data.make import Maker
 from training.data.rows import (
     BadRecord,
     Example,
-    Row,
     conversation,
     from_dict,
-    group_of,
-    key_text,
-    kind_of,
     text_of,
 )
 from training.data.sources.source import Record, Source
@@ -77,10 +73,7 @@ def published(record: Record, make: Maker) -> Iterator[Example]:
     last = text_of(record, "last").strip()
     better = text_of(record, "correction", empty=True).strip()
     prefix = text_of(record, "prefix", empty=True).rstrip()
-    kind = kind_of(last, better, False)
-    yield Row(
-        question, prefix, last, better, False, kind, make.source, group_of(key_text(question))
-    )
+    yield make.review(question, prefix, last, better, False)
 
 
 SOURCES = (
