@@ -37,7 +37,8 @@ from training.data.writing import dump
 T = TypeVar("T")
 Write = Callable[[str], Any]
 
-_NOTHING = "no row: too little in common to be a correction"
+_UNLIKE = "too little in common to be a correction"
+_NOTHING = f"no row: {_UNLIKE}"
 _OTHER_FORM = "a form that was not asked for"
 
 
@@ -116,10 +117,16 @@ class Intake:
                 else:
                     if not made:
                         reason, counted = _NOTHING, read.set_aside
+                        make.left_out.clear()
             if reason:
                 counted[_brief(reason)] += 1
                 stage = "read" if counted is read.rejected else "set aside"
                 self._aside(source, place, stage, reason, record)
+            for last, correction in make.left_out:
+                read.filtered[_UNLIKE] += 1
+                pair = {"last": last, "correction": correction}
+                self._aside(source, place, "filter", _UNLIKE, pair)
+            make.left_out.clear()
             for example in made:
                 self._example(source, read, place, example, evaluation)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +32,8 @@ class Maker:
     `similarity`: a pair's first difference, and a step's correction, must have this much in common
     (1 - edit distance / length) to count as a correction. `code`: rows for code too, for a proxy
     with `review_code`. `whole`: whole-answer rows too. `beside`: the folder that the source's own
-    lies in, for those that need another's.
+    lies in, for those that need another's. `left_out` collects the corrections (before, after)
+    that gave no row, since they have too little in common; the caller clears it.
     """
 
     source: str
@@ -40,6 +41,7 @@ class Maker:
     code: bool = False
     whole: bool = True
     beside: Path | None = None
+    left_out: list[tuple[str, str]] = field(default_factory=list)
 
     def edit(
         self,
@@ -63,13 +65,9 @@ class Maker:
     ) -> Iterator[Example]:
         """Two different answers, the second better: the whole, and the first difference."""
         steps = _nonempty(rejected, first_difference(rejected, chosen))
-        close = [
-            step
-            for step in steps
-            if step.kind != "fix"
-            or 1 - edit_share(step.last, step.correction) >= self.similarity
-        ]  # fmt: skip
-        yield from self._rows(question, close, "", key)
+        if steps and steps[-1].kind == "fix" and not self._close(steps[-1].last, steps[-1].text):
+            del steps[-1]
+        yield from self._rows(question, steps, "", key)
         yield from self._whole(question, rejected, chosen, key)
 
     def steps(
@@ -98,7 +96,7 @@ class Maker:
             raise SetAside("the wrong step is empty")
         lead = "\n" if text else ""
         for better in dict.fromkeys(part.strip() for part in corrections):
-            if 1 - edit_share(wrong.strip(), better) < self.similarity or better == wrong.strip():
+            if better == wrong.strip() or not self._close(wrong, better):
                 continue
             steps = align(lead + wrong.strip(), lead + better, after=text, ends=ends)
             yield from self._rows(question, steps, text, key)
@@ -135,6 +133,13 @@ class Maker:
     def reviewed(self, question: tuple[Turn, ...], steps: Sequence[Step]) -> Iterator[Example]:
         """Reviews that were made; `code` marks what was not reviewed."""
         yield from replace(self, code=False)._rows(question, steps, "", None)
+
+    def _close(self, last: str, correction: str) -> bool:
+        last, correction = last.strip(), correction.strip()
+        if 1 - edit_share(last, correction) >= self.similarity:
+            return True
+        self.left_out.append((last, correction))
+        return False
 
     def _rows(
         self, question: tuple[Turn, ...], steps: Iterable[Step], prefix: str, key: str | None

@@ -120,5 +120,5 @@ SOURCES = (
            files="example_model_solutions*", evaluation=True),
     Source("verify-then-generate", "students' solutions and the wrong step",
            "problem, student_incorrect_solution, incorrect_index, student_correct_response",
-           tutored, similarity=0.3),
+           tutored),
 )  # fmt: skip

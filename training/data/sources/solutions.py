@@ -9,7 +9,8 @@ from training.data.make import Maker
 from training.data.rows import BadRecord, Example, SetAside, conversation, text_of
 from training.data.sources.source import Record, Source
 
-_STEP = re.compile(r"^\s*Step\s*\d+\s*[:.]\s*", re.IGNORECASE)
+_STEP = re.compile(r"^\s*Step\s*(\d+)\s*[:.]\s*", re.IGNORECASE)
+_ANSWER = re.compile(r"^\s*Solution\s*:", re.IGNORECASE)
 
 
 def texts(record: Record, name: str) -> list[str]:
@@ -24,6 +25,23 @@ def _unnumbered(step: str) -> str:
     return _STEP.sub("", step).strip()
 
 
+def _numbered(lines: list[str]) -> list[tuple[int, str]]:
+    """The steps with their numbers, 0 for a line before the first and for the answer. A step may
+    take several lines, and there are empty ones: the first wrong step is told by its number, not
+    by its place among the lines."""
+    steps: list[tuple[int, str]] = []
+    for line in lines:
+        label = _STEP.match(line)
+        if label:
+            steps.append((int(label[1]), _unnumbered(line)))
+        elif not steps or _ANSWER.match(line):
+            steps.append((0, line.strip()))
+        else:
+            number, text = steps[-1]
+            steps[-1] = (number, f"{text}\n{line.strip()}".strip())
+    return steps
+
+
 def mr_ben(record: Record, make: Maker) -> Iterator[Example]:
     """Model solutions with the first wrong step and people's versions of it."""
     if record.get("Subject") == "coding":
@@ -31,25 +49,28 @@ def mr_ben(record: Record, make: Maker) -> Iterator[Example]:
     question = text_of(record, "Question").strip()
     if options := record.get("Options"):
         question += f"\n{str(options).strip()}"
-    steps = [_unnumbered(step) for step in texts(record, "Model_Solution_Steps")]
+    steps = _numbered(texts(record, "Model_Solution_Steps"))
+    right = [text for _, text in steps]
     turns = conversation(question)
     verdict = record.get("Model_Solution_Correctness")
     if verdict == "correct":
-        return make.steps(turns, steps)
+        return make.steps(turns, right)
     if verdict != "incorrect":
         raise BadRecord(f"'Model_Solution_Correctness' must be correct or not, not {verdict!r}")
     number = str(record.get("Model_Solution_First_Error_Step")).strip()
-    if not number.isdigit() or not 1 <= int(number) <= len(steps):
-        raise SetAside(f"the first wrong step is {number!r} of {len(steps)}")
-    at = int(number) - 1
-    better = [
-        _unnumbered(one)
-        for one in texts(record, "Model_Solution_Rectified_First_Error_Step")
-        if _unnumbered(one)
-    ]
-    if not better:
+    places = [at for at, (known, _) in enumerate(steps) if str(known) == number != "0"]
+    if len(places) != 1:
+        raise SetAside("the first wrong step is none of the numbered ones")
+    better = []
+    for one in texts(record, "Model_Solution_Rectified_First_Error_Step"):
+        label = _STEP.match(one)
+        if label and label[1] != number:
+            raise SetAside("the step that was written anew is another one")
+        better.append(_unnumbered(one))
+    if not any(better):
         raise SetAside("nobody wrote the step anew")
-    return make.steps(turns, steps[:at], steps[at], better)
+    at = places[0]
+    return make.steps(turns, right[:at], right[at], filter(None, better))
 
 
 def prm(record: Record, make: Maker) -> Iterator[Example]:
@@ -114,7 +135,7 @@ def verify_cot(record: Record, make: Maker) -> Iterator[Example]:
 SOURCES = (
     Source("mr-ben", "model solutions, first wrong step, people's corrections",
            "Question, Options, Model_Solution_Steps, Model_Solution_First_Error_Step, ...", mr_ben,
-           similarity=0.0),
+           similarity=0.3),
     Source("prmbench", "right solutions with a step made wrong",
            "original_question, original_process, modified_process, classification", prm),
     Source("big-bench-mistake", "traces with the place of the first mistake",
