@@ -7,7 +7,7 @@ text exactly.
 Rules:
 
 - Dynamic programming over sentences: one to one (free where equal, else as dear as unlike), one
-  to none, none to one, two to one, one to two.
+  to none, none to one; two to one and one to two where both have a share in it.
 - An inserted sentence belongs to the review of the one it stands before, since that is when its
   absence can be seen; after the last, to the last.
 - Two sentences that became one are reviewed together (`merge_below` in the proxy). There is no
@@ -136,12 +136,13 @@ def _path(a: Sequence[_Unit], b: Sequence[_Unit]) -> list[tuple[int, int]]:
                  above.get(j - 2, nowhere)[0], (1, 2)),
             ):  # fmt: skip
                 room = cost - from_ - _JOIN
-                # A sentence that is still there was not merged or split: another was added.
-                if not one or two is None or room <= 0 or any(p.bare == two.bare for p in parts):
+                if not one or two is None or room <= 0:
                     continue
-                dear = from_ + _JOIN + unlikeness(one, two, room)
-                if dear < cost:
-                    cost, move = dear, step
+                far = unlikeness(one, two, room)
+                # A sentence more alike to one of the two was not merged or split: the other was
+                # left out or added.
+                if from_ + _JOIN + far < cost and far < min(unlikeness(p, two) for p in parts):
+                    cost, move = from_ + _JOIN + far, step
             if move != (0, 0):
                 row[j] = (cost, move)
 
@@ -257,7 +258,7 @@ def first_difference(original: str, corrected: str, *, after: str = "") -> list[
 
 
 def align_best(sentence: str, text: str) -> str | None:
-    """The sentence of `text` that is most like this one; None where all are unlike."""
+    """The sentence of `text` that is most like this one; None where all have nothing in common."""
     wanted = _unit(sentence.strip(), False)
     found = [(unlikeness(wanted, unit), unit.bare) for unit in _units(text, "")]
     cost, best = min(found, default=(1.0, ""))

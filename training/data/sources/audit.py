@@ -41,6 +41,8 @@ def _unit(value: Any, at: int) -> Committed:
             raise BadRecord(f"units[{at}].{name} must be {kind.__name__}")
     if value.get("outcome") not in get_args(Outcome):
         raise BadRecord(f"units[{at}].outcome must be one of {', '.join(get_args(Outcome))}")
+    if not isinstance(value.get("end", False), bool):
+        raise BadRecord(f"units[{at}].end must be true or false")
     return Committed(**{name: value[name] for name in _FIELDS if name in value})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from stream_aligner_proxy.core.records import Turn
 from training.data.make import Maker
@@ -66,10 +66,15 @@ def ultra(record: Record, make: Maker) -> Iterator[Example]:
     completions = record.get("completions")
     if completions is None:
         return pair(record, make)
+    if not isinstance(completions, list):
+        raise BadRecord("'completions' must be a list")
     scored = [
         (float(one["overall_score"]), one["response"].strip())
         for one in completions
-        if isinstance(one.get("overall_score"), int | float) and one.get("response", "").strip()
+        if isinstance(one, Mapping)
+        and isinstance(one.get("overall_score"), int | float)
+        and isinstance(one.get("response"), str)
+        and one["response"].strip()
     ]
     if len(scored) < 2:
         raise SetAside("fewer than two scored completions")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from training.data.make import Maker
 from training.data.rows import BadRecord, Example, SetAside, conversation, text_of
@@ -26,8 +26,10 @@ def feedback(record: Record, make: Maker) -> Iterator[Example]:
     question = text_of(record, "question").strip()
     passages = record.get("passages")
     notes = record.get("feedback")
-    if not isinstance(passages, list) or not isinstance(notes, dict):
+    if not isinstance(passages, list) or not isinstance(notes, Mapping):
         raise BadRecord("'passages' must be a list and 'feedback' an object")
+    if not all(isinstance(one, list) for one in passages):
+        raise BadRecord("each of 'passages' must be a list of texts")
     better = notes.get("corrected-prediction")
     if not isinstance(better, str) or not better.strip():
         raise SetAside("no corrected text")
