@@ -117,11 +117,11 @@ class Intake:
                 else:
                     if not made:
                         reason, counted = _NOTHING, read.set_aside
-                        make.left_out.clear()
             if reason:
                 counted[_brief(reason)] += 1
                 stage = "read" if counted is read.rejected else "set aside"
                 self._aside(source, place, stage, reason, record)
+                make.left_out.clear()
             for last, correction in make.left_out:
                 read.filtered[_UNLIKE] += 1
                 pair = {"last": last, "correction": correction}
