@@ -169,6 +169,7 @@ def test_a_correction_that_is_too_unlike_is_counted_and_set_aside(tmp_path: Path
         (FilterConfig(max_answer_chars=30), "answer too long"),
         (FilterConfig(min_edit=0.9), "too small a change"),
         (FilterConfig(max_edit=0.05), "too great a change"),
+        (FilterConfig(leave_out=("fix",)), "kind fix is not wanted"),
     ],
 )
 def test_a_row_out_of_bounds_is_left_out_with_the_reason(
@@ -228,6 +229,7 @@ def test_a_build_that_breaks_leaves_nothing(
         ({"sources": ["pairs"], "form": "half"}, "form must be both"),
         ({"sources": ["pairs"], "format": "csv"}, "format must be jsonl or parquet"),
         ({"sources": ["pairs"], "filters": FilterConfig(max_tokens=0)}, "filters.max_tokens"),
+        ({"sources": ["pairs"], "filters": FilterConfig(leave_out="fix")}, "filters.leave_out"),
     ],
 )
 def test_a_wrong_configuration_names_its_key(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import yaml
 
 from training.config import ConfigError, build
+from training.data.rows import KINDS
 from training.data.sources.registry import SOURCES
 
 
@@ -36,6 +38,7 @@ class FilterConfig:
 
     `min_edit`, `max_edit`: the edit distance of a changed row as a share of the longer text. The
     bounds are for fixes and merges: what is deleted or inserted is far from nothing by nature.
+    `leave_out`: kinds of sentence rows that are not wanted.
     """
 
     max_question_chars: int = 12_000
@@ -46,6 +49,7 @@ class FilterConfig:
     max_tokens: int = 4_096
     min_edit: float = 0.0
     max_edit: float = 1.0
+    leave_out: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,9 @@ class BuildConfig:
         ):  # fmt: skip
             if getattr(self.filters, key) < 1:
                 raise ConfigError(f"filters.{key} must be at least 1")
+        unknown = set(self.filters.leave_out) - set(KINDS)
+        if isinstance(self.filters.leave_out, str) or unknown:
+            raise ConfigError(f"filters.leave_out must be a list of {', '.join(KINDS)}")
         if self.shard_rows < 1:
             raise ConfigError(f"shard_rows must be at least 1, got {self.shard_rows}")
         if self.format not in ("jsonl", "parquet"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
 import lzma
 import re
@@ -75,12 +74,15 @@ def _list(names: Iterable[str]) -> str:
 
 
 def _open(path: Path) -> IO[str]:
-    packed = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix)
-    raw = packed(path) if packed else path.open("rb")
     # A bad byte spoils its record, not the file: it is read as what no text may hold.
-    return io.TextIOWrapper(
-        cast(IO[bytes], raw), encoding="utf-8-sig", errors="surrogateescape", newline=""
-    )
+    how: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+    match path.suffix:
+        case ".gz":
+            return cast(IO[str], gzip.open(path, "rt", **how))
+        case ".xz":
+            return cast(IO[str], lzma.open(path, "rt", **how))
+        case _:
+            return cast(IO[str], path.open(**how))
 
 
 def records(path: Path) -> Iterator[Found]:

@@ -38,6 +38,8 @@ class Filter:
         if question > config.max_question_chars:
             return "question too long"
         if isinstance(example, Row):
+            if example.kind in config.leave_out:
+                return f"kind {example.kind} is not wanted"
             if len(example.prefix) > config.max_prefix_chars:
                 return "prefix too long"
             if max(len(example.last), len(example.correction)) > config.max_last_chars:
