@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from tests.training.making import jsonl, run
 from training.data.__main__ import main
+from training.data.config import BuildConfig, FilterConfig, SourceConfig, SplitConfig
+from training.data.sources.registry import SOURCES
 
 
 def test_the_command_builds_from_a_config(
@@ -101,3 +104,11 @@ def test_the_help_shows_how_and_the_sources_their_columns(
     told = capsys.readouterr().out
     assert "chosen, rejected" in told
     assert "htlou/stream-aligner" in told
+
+
+def test_every_source_and_key_is_documented() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "training-data.md").read_text()
+    sections = (BuildConfig, FilterConfig, SplitConfig, SourceConfig)
+    keys = {one.name for section in sections for one in fields(section)}
+    assert [key for key in sorted(keys) if key not in text] == []
+    assert [name for name in SOURCES if f"`{name}`" not in text] == []
