@@ -13,6 +13,7 @@ folder appears only when it is whole.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections import Counter
@@ -115,7 +116,7 @@ def _data(config: BuildConfig, intake: Intake, splits: Splits, dealt: Dealt) -> 
         },
         "questions_joined": splits.joined,
         "questions_in_largest_family": splits.largest,
-        "config": asdict(config),
+        "config": json.loads(json.dumps(asdict(config))),  # as it is read back
     }
 
 
