@@ -116,7 +116,8 @@ class ChatRequest:
     """A validated chat request: the body as the upstream shall see it, and what the loop needs.
 
     `body` never holds the extension field, `stream` or `stream_options`; the upstream client adds
-    its own. `headers` are those of the client's that go on to the upstream.
+    its own. `headers` are those of the client's that go on to the upstream. `began`, in a
+    continuation: how the upstream itself began the reply, before any correction.
     """
 
     model: str
@@ -126,6 +127,7 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     request_id: str = ""
+    began: str = ""
 
 
 Outcome = Literal["keep", "replace", "passed", "unreviewed"]

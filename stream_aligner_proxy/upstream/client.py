@@ -233,6 +233,7 @@ class HttpUpstream:
                 prefix,
                 lambda well: (self._ways.saw if well else self._ways.refute)(model, way),
                 seam=not self._ways.sure(model, way),
+                began=request.began,
             )
         async with self._endpoint.post(_encode(body), headers, url) as exchange:
             response = await self._endpoint.answer(exchange, refusals)
