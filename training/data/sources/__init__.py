@@ -1,0 +1,1 @@
+"""One small file per source: how its records become rows."""
