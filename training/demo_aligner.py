@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -93,13 +94,14 @@ def score(aligner: Writer, samples: list[Sample]) -> RowScores:
     )
 
 
-def train(out: Path, config: str, settings: list[str]) -> None:
+def train(out: Path, config: str, settings: list[str], threads: int) -> None:
     """Run the recipe as its users do."""
     command = [sys.executable, "-m", "training.recipe", "train", "--config", config]
     command += ["--data", str(out / "data"), "--out", str(out / "run")]
     for setting in [f"model.base={UPSTREAM}", *settings]:
         command += ["--set", setting]
-    done = subprocess.run(command, check=False)
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, check=False, env=env)
     if done.returncode:
         raise SystemExit(done.returncode)
 
@@ -128,9 +130,11 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for rows, run and report")
     parser.add_argument("--config", default="tiny-cpu", help="recipe (default tiny-cpu)")
-    parser.add_argument("--rows", type=int, default=20_000, help="rows to learn from")
+    parser.add_argument("--rows", type=int, default=6_000, help="rows to learn from")
     parser.add_argument("--heldout", type=int, default=400, help="rows held out")
     parser.add_argument("--problems", type=int, default=100, help="problems to answer")
+    # With matrices this small, two threads wait for each other, above all on a busy machine.
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--set", action="append", default=[], help="as for training.recipe")
     args = parser.parse_args()
     began = time.monotonic()
@@ -138,8 +142,9 @@ def main() -> None:
     if not (data / "train.jsonl").is_file():
         write(data / "heldout.jsonl", rows("test", 1, args.heldout))
         write(data / "train.jsonl", rows("train", 1, args.rows))
-    train(args.out, args.config, args.set)
+    train(args.out, args.config, args.set, args.threads)
     trained = time.monotonic() - began
+    torch.set_num_threads(args.threads)
     torch.manual_seed(1)
     model = args.out / "run" / "model"
     report = measure(args.out, model, args.problems, list(read([data / "heldout.jsonl"])))
