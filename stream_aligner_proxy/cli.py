@@ -36,6 +36,9 @@ examples:
 
       Then point any OpenAI client at http://127.0.0.1:8000/v1.
 
+  stream-aligner serve --aligner runs/demo-aligner/run/model
+      Try an aligner that you trained, before the demo's upstream; with --config, before yours.
+
   stream-aligner check --config proxy.yaml
       Ask everything that the file names, before serving: which upstream answers, how it is made
       to continue a corrected reply, whether the aligners load. Exit code 0: all serve; 1: something
@@ -83,10 +86,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--no-aligner", action="store_true", help="leave the aligners out")
     check.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    for command in (serve, check):
-        command.add_argument(
-            "--config", required=True, type=Path, metavar="FILE", help="a YAML file"
-        )
+    serve.add_argument("--config", type=Path, metavar="FILE", help="a YAML file")
+    serve.add_argument(
+        "--aligner",
+        type=Path,
+        metavar="DIR",
+        help="an aligner's checkpoint, in place of the file's; without a file, before the demo's"
+        " upstream",
+    )
+    check.add_argument("--config", required=True, type=Path, metavar="FILE", help="a YAML file")
+    demo.set_defaults(aligner=None)
     for command in (demo, serve):
         command.add_argument("--host", metavar="H", help="address to listen on (127.0.0.1)")
         command.add_argument(
@@ -102,12 +111,20 @@ def _port(text: str) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    if options.aligner is not None and not options.aligner.is_dir():
+        raise ConfigError(f"--aligner: {options.aligner} is not a directory")
+    if options.config is None:
+        if options.aligner is None:
+            raise ConfigError("serve: --config FILE is missing (or --aligner DIR, for a try)")
+        return _demo(options)
     # Imported late: `--help` and a mistyped file must not wait for the server's libraries.
     from stream_aligner_proxy.app import create_app  # noqa: PLC0415
     from stream_aligner_proxy.serving import run  # noqa: PLC0415
-    from stream_aligner_proxy.settings import load  # noqa: PLC0415
+    from stream_aligner_proxy.settings import load, with_aligner  # noqa: PLC0415
 
     settings = load(options.config)
+    if options.aligner is not None:
+        settings = with_aligner(settings, options.aligner)
     server = settings.server
     _log_to_stderr(server.log_level)
     app = create_app(settings)
@@ -136,7 +153,7 @@ def _demo(options: argparse.Namespace) -> int:
     with _listen(options.host or "127.0.0.1", _given(options.port, 8000)) as listener:
         _exit_on_sigterm()
         with DemoUpstream() as upstream:
-            settings = demo_settings(upstream.base_url)
+            settings = demo_settings(upstream.base_url, options.aligner)
             app = create_app(settings, examples=EXAMPLES)
 
             def welcome() -> None:

@@ -182,3 +182,38 @@ def test_without_models_the_demo_says_how_to_build_them(
     finally:
         signal.signal(signal.SIGTERM, before)
     assert "make demo-models" in capsys.readouterr().err
+
+
+def test_serve_needs_a_file_or_an_aligner() -> None:
+    check_one_line(run("serve"), "--config", "--aligner")
+
+
+def test_an_aligner_that_is_not_there_is_told_before_anything_starts(tmp_path: Path) -> None:
+    check_one_line(run("serve", "--aligner", str(tmp_path / "none")), "--aligner", "directory")
+
+
+def test_an_aligner_takes_the_place_of_the_one_in_the_file(config: Path, tmp_path: Path) -> None:
+    from stream_aligner_proxy.settings import load, with_aligner
+
+    settings = with_aligner(load(config), tmp_path)
+    assert (settings.aligner.backend, settings.aligner.path) == ("transformers", tmp_path)
+    assert settings.upstreams == load(config).upstreams
+    text = config.read_text().replace(
+        "{backend: rules, path: rules.yaml}",
+        "{backend: vllm, path: ., profile: compact, draft: ngram}",
+    )
+    config.write_text(text)
+    aligner = with_aligner(load(config), tmp_path).aligner
+    assert (aligner.backend, aligner.path, aligner.profile) == ("vllm", tmp_path, None)
+    assert aligner.draft == "ngram"
+
+
+@needs_models
+@pytest.mark.slow
+def test_an_aligner_alone_is_served_before_the_demos_upstream() -> None:
+    arguments = ("serve", "--aligner", str(MODELS / "aligner"), "--port", "0")
+    with running(*arguments, until="API ") as (_, address):
+        model = httpx.get(f"{address}/models").json()["data"][0]["id"]
+        body = {"model": model, "messages": [{"role": "user", "content": "Hello!"}]}
+        reply = httpx.post(f"{address}/chat/completions", json=body, timeout=60)
+    assert reply.json()["choices"][0]["message"]["content"]

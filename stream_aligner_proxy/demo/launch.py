@@ -32,12 +32,14 @@ _START_SECONDS = 120.0
 _STOP_SECONDS = 5.0
 
 
-def demo_settings(base_url: str) -> Settings:
-    """The embedded aligner in front of the upstream at `base_url`; every mode may be tried."""
+def demo_settings(base_url: str, aligner: Path | None = None) -> Settings:
+    """The embedded aligner, or the one in a folder, in front of the upstream at `base_url`; every
+    mode may be tried."""
+    path = str(aligner or MODELS / "aligner")
     return build(
         {
             "upstreams": [{"name": "demo", "base_url": base_url, "dialect": "vllm"}],
-            "aligner": {"backend": "transformers", "path": str(MODELS / "aligner"), "threads": 1},
+            "aligner": {"backend": "transformers", "path": path, "threads": 1},
             # The embedded aligner's window is small: 1,024 tokens for prompt and revision.
             "alignment": {"mode": "stream", "max_sentence_chars": 400, "max_whole_chars": 4000},
         }

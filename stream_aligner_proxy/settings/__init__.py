@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 PREFIX = "STREAM_ALIGNER_"
+CHECKPOINTS = ("transformers", "vllm")  # backends whose `path` is a model's folder
 DEFAULT = "default"  # the name of the aligner that routes have which name none
 
 
@@ -82,6 +83,18 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> Settings:
         raise ConfigError(f"{path}: cannot be read ({type(error).__name__})") from None
     data = merge_environment(parse_yaml(text, str(path)), env, PREFIX, tuple(Settings.model_fields))
     return build(data, base=path.resolve().parent, environ=env)
+
+
+def with_aligner(settings: Settings, folder: Path) -> Settings:
+    """The same, with the checkpoint in `folder` as the section `aligner`: on the engine that the
+    section names where that loads checkpoints, else in this process."""
+    section = settings.aligner
+    if section.backend in CHECKPOINTS:
+        # An adapter and a profile are the other checkpoint's.
+        new = section.model_copy(update={"path": folder, "adapter": None, "profile": None})
+    else:
+        new = AlignerSettings(backend="transformers", path=folder)
+    return settings.model_copy(update={"aligner": new})
 
 
 def build(

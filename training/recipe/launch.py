@@ -85,6 +85,14 @@ def _alone_is_one_of_one() -> None:
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
 
 
+def helpers() -> Path:
+    """Where they are compiled to."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache / "torch_extensions")
+    version = ".".join(map(str, sys.version_info[:2]))
+    return root / f"stream_aligner_proxy-{version}-{torch.__version__}"
+
+
 def _compile_helpers(cuda: bool, offload: bool) -> None:
     """Compile and load DeepSpeed's C++ helpers, one process at a time.
 
@@ -94,10 +102,7 @@ def _compile_helpers(cuda: bool, offload: bool) -> None:
     """
     # torch looks for ninja on the PATH, and an environment's own need not be there.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache / "torch_extensions")
-    version = ".".join(map(str, sys.version_info[:2]))
-    folder = root / f"stream_aligner_proxy-{version}-{torch.__version__}"
+    folder = helpers()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
     from deepspeed.accelerator import get_accelerator  # noqa: PLC0415

@@ -1,0 +1,158 @@
+"""An aligner for the demo world by the recipe `tiny-cpu`, from rows to numbers, on a CPU.
+
+    python -m training.demo_aligner --out runs/demo-aligner
+
+Makes rows, trains on them with `training.recipe` from the demo's upstream (a model that knows this
+world, makes mistakes in it, and has never reviewed anything), measures what was trained on held-out
+rows and in the loop, and says how to serve it. What is done already is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import stream_aligner_proxy
+from training.corrections import Mix, synthetic
+from training.evaluate import measure_problems, ratio
+from training.generate import Writer
+from training.loops import Episode, LoopMode, ModelReviewer
+from training.recipe.rows import Sample, read
+from training.world.problems import problems
+from training.world.split import Split, stream
+from training.world.tone import requests
+
+UPSTREAM = Path(stream_aligner_proxy.__file__).parent / "demo" / "models" / "upstream"
+# One sentence at a time; what such a small model cannot learn in minutes is left out.
+MIX = Mix(whole=0, babble=0, cut=0, notes=0.12)
+
+
+@dataclass(frozen=True, slots=True)
+class RowScores:
+    """Of held-out rows. `kept`: right sentences left alone. `fixed`: wrong ones answered by exactly
+    the right sentence. `spoiled`: right ones rewritten, of all rows."""
+
+    rows: int
+    wrong: int
+    kept: float
+    fixed: float
+    spoiled: float
+
+
+def rows(split: Split, seed: int, count: int) -> Iterator[dict[str, Any]]:
+    """Reviews of one split of the world, in the format of docs/training.md."""
+    rng, made = stream(split, "recipe", seed), 0
+    while made < count:
+        talk = synthetic(rng, MIX, split)
+        for row in talk.rows[: count - made]:
+            made += 1
+            yield {
+                "question": list(talk.messages),
+                "prefix": " ".join(talk.sentences[: row.at]),
+                "last": row.sentence,
+                "correction": row.sentence if row.correction is None else row.correction,
+                "end": row.end,
+                "source": "demo-world",
+                "group": talk.messages[-1]["content"],
+            }
+
+
+def write(file: Path, lines: Iterator[dict[str, Any]]) -> None:
+    """Write JSON lines, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temp = file.with_suffix(".tmp")
+    temp.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    temp.rename(file)
+
+
+def score(aligner: Writer, samples: list[Sample]) -> RowScores:
+    """Review the rows, greedily."""
+    # The reviewer reads the reviews alone; no episode stands behind them.
+    nobody = Episode((), requests(1, 1, "test")[0])
+    verdicts = ModelReviewer(aligner)([(nobody, one.review) for one in samples])
+    right = wrong = kept = fixed = 0
+    for one, verdict in zip(samples, verdicts, strict=True):
+        said = one.review.sentence if verdict.replacement is None else verdict.replacement
+        if one.correction == one.review.sentence:
+            right += 1
+            kept += said == one.correction
+        else:
+            wrong += 1
+            fixed += said == one.correction
+    return RowScores(
+        len(samples), wrong, ratio(kept, right), ratio(fixed, wrong), (right - kept) / len(samples)
+    )
+
+
+def train(out: Path, config: str, settings: list[str], threads: int) -> None:
+    """Run the recipe as its users do."""
+    command = [sys.executable, "-m", "training.recipe", "train", "--config", config]
+    command += ["--data", str(out / "data"), "--out", str(out / "run")]
+    for setting in [f"model.base={UPSTREAM}", *settings]:
+        command += ["--set", setting]
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, check=False, env=env)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def measure(out: Path, model: Path, count: int, samples: list[Sample]) -> dict[str, Any]:
+    """Scores on rows, and accuracy of the upstream on held-out problems, alone and corrected."""
+    aligner, upstream = Writer.load(model, exact=True), Writer.load(UPSTREAM)
+    scores = score(aligner, samples)
+    print(f"held-out rows: {scores.rows}, {scores.wrong} of them wrong")
+    print(f"  wrong sentences answered by the right one   {scores.fixed:.1%}")
+    print(f"  right sentences left alone                  {scores.kept:.1%}")
+    print(f"  right sentences rewritten, of all rows      {scores.spoiled:.1%}")
+    asked = problems(2026, count, "test")
+    modes: tuple[LoopMode, ...] = ("off", "stream")
+    loop = [measure_problems(upstream, aligner, asked, mode, 0.0)[0] for mode in modes]
+    print(f"held-out word problems answered rightly, of {count}:")
+    for row in loop:
+        who = "upstream alone" if row.mode == "off" else "with the aligner"
+        print(f"  {who:18} {row.accuracy:.1%}")
+    return {"rows": asdict(scores), "loop": [asdict(row) for row in loop]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for rows, run and report")
+    parser.add_argument("--config", default="tiny-cpu", help="recipe (default tiny-cpu)")
+    parser.add_argument("--rows", type=int, default=6_000, help="rows to learn from")
+    parser.add_argument("--heldout", type=int, default=400, help="rows held out")
+    parser.add_argument("--problems", type=int, default=100, help="problems to answer")
+    # With matrices this small, two threads wait for each other, above all on a busy machine.
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument("--set", action="append", default=[], help="as for training.recipe")
+    args = parser.parse_args()
+    began = time.monotonic()
+    data: Path = args.out / "data"
+    if not (data / "train.jsonl").is_file():
+        write(data / "heldout.jsonl", rows("test", 1, args.heldout))
+        write(data / "train.jsonl", rows("train", 1, args.rows))
+    train(args.out, args.config, args.set, args.threads)
+    trained = time.monotonic() - began
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(1)
+    model = args.out / "run" / "model"
+    report = measure(args.out, model, args.problems, list(read([data / "heldout.jsonl"])))
+    report |= {"training_seconds": round(trained), "seconds": round(time.monotonic() - began)}
+    (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(f"{report['seconds']} s in all, {report['training_seconds']} s to make rows and train")
+    print(f"serve it before the demo's upstream:\n\n  stream-aligner serve --aligner {model}\n")
+
+
+if __name__ == "__main__":
+    main()
