@@ -49,21 +49,31 @@ class RowScores:
     spoiled: float
 
 
-def rows(split: Split, seed: int, count: int) -> Iterator[dict[str, Any]]:
+def rows(split: Split, seed: int, count: int, mix: Mix = MIX) -> Iterator[dict[str, Any]]:
     """Reviews of one split of the world, in the format of docs/training.md."""
     rng, made = stream(split, "recipe", seed), 0
     while made < count:
-        talk = synthetic(rng, MIX, split)
+        talk = synthetic(rng, mix, split)
+        question, group = list(talk.messages), talk.messages[-1]["content"]
         for row in talk.rows[: count - made]:
             made += 1
             yield {
-                "question": list(talk.messages),
+                "question": question,
                 "prefix": " ".join(talk.sentences[: row.at]),
                 "last": row.sentence,
                 "correction": row.sentence if row.correction is None else row.correction,
                 "end": row.end,
                 "source": "demo-world",
-                "group": talk.messages[-1]["content"],
+                "group": group,
+            }
+        for answer, better in talk.whole[: count - made]:
+            made += 1
+            yield {
+                "question": question,
+                "answer": answer,
+                "correction": answer if better is None else better,
+                "source": "demo-world",
+                "group": group,
             }
 
 

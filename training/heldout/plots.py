@@ -55,6 +55,20 @@ def shares(named: Mapping[str, Scores], title: str = "By source") -> str:
     return _svg(left + width + 110, height, title, legend + "".join(bars))
 
 
+def bars(named: Mapping[str, float], title: str) -> str:
+    """One bar for each value from 0 to 1."""
+    row, left, width = 24, 150, 300
+    drawn = [f'<text x="8" y="18">{_safe(title)}</text>']
+    for number, (name, value) in enumerate(named.items()):
+        y = 30 + number * row
+        drawn.append(
+            f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{_safe(name)}</text>'
+            f'<rect x="{left}" y="{y}" width="{width * value:.1f}" height="16" fill="{_BAR}"/>'
+            f'<text x="{left + width * value + 4:.1f}" y="{y + 12}">{value:.3f}</text>'
+        )
+    return _svg(left + width + 60, 40 + row * len(named), title, "".join(drawn))
+
+
 def _at(x: float, y: float) -> tuple[float, float]:
     return (_MARGIN + x * _SIDE, 24 + (1 - y) * _SIDE)
 
