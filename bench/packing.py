@@ -161,12 +161,14 @@ def difference(model: Any, batches: Batches, pad: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=12, help="batches of each kind (default 12)")
+    parser.add_argument("--rounds", type=int, default=10, help="batches of each kind (default 10)")
     parser.add_argument("--length", type=int, default=2048, help="tokens of a row (default 2048)")
     parser.add_argument("--batch", type=int, default=8, help="rows in a batch (default 8)")
     parser.add_argument("--hidden", type=int, default=256, help="of the model (default 256)")
     parser.add_argument("--layers", type=int, default=4, help="of the model (default 4)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
 
     every = list(samples(data_folder()))
     rng = random.Random(1)

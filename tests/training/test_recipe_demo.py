@@ -1,4 +1,4 @@
-"""`make train` in small: rows of the demo world, the recipe, numbers, a checkpoint that is served."""
+"""`make train` in small: rows of the demo world, the recipe, numbers, a checkpoint to serve."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 Bytes per weight: 16-bit weights and gradients (2 + 2), 32-bit copy and two Adam moments (12); in
 single precision 4 + 4 + 8. ZeRO shares out optimizer state (1), gradients (2), weights (3).
 Activations: about 34 bytes per token, layer and hidden unit without recomputation (16-bit,
-attention that does not keep its matrix), else 2 and one layer's 34.
+attention that does not keep its matrix), else 2 and one layer's 34. The logits of a whole batch are
+never there at once: TRL takes the head and the loss in pieces.
 """
 
 from __future__ import annotations
