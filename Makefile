@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## start the proxy with its embedded tiny upstream and tiny aligner
 	$(BIN)/stream-aligner demo --port $(PORT)
 
-test: check unit vllm ## everything CI runs
+test: check llamacpp unit vllm ## everything CI runs
 
 check: $(STAMP) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -1,33 +1,50 @@
-"""At temperature 0, is a reply continued from its own beginning the reply in one go? Per server and
-way: on every server that is installed here, cut at every sentence end. Nothing is timed."""
+"""At temperature 0, is a reply continued from its own beginning the reply in one go? On every
+server that is installed here, by every way it has, cut at every sentence end. Nothing is timed."""
 
 import argparse
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
-from bench.continuing import Cut, Tokens, Write, measure, misses, questions, through
-from bench.raw_ways import llamacpp_ids, template, vllm_ids
+from bench.continuing import Cut, Tokens, measure, misses, questions, through
 from bench.real_servers import MODEL, Running, servers
 from bench.report import Row, publish
 from stream_aligner_proxy.upstream.client import HttpUpstream
+from stream_aligner_proxy.upstream.ways import Setting
 
-# (way, dialect): a branch of the proxy's own client. (way, ""): requests made by hand.
-WAYS: dict[str, tuple[tuple[str, str], ...]] = {
-    "demo": (("prefill", "vllm"),),
-    "transformers": (("prefill", "vllm"), ("prefill", "ollama"), ("template", "")),
-    "llamacpp": (
-        ("prefill", "llamacpp"),
-        ("prefill", "vllm"),
-        ("prefill", "ollama"),
-        ("template", ""),
-        ("ids", ""),
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """As an operator would configure it. `template`: with the model's tokenizer."""
+
+    dialect: str
+    continuation: Setting
+    template: bool = False
+
+
+ASKED: dict[str, tuple[Asked, ...]] = {
+    "demo": (
+        Asked("vllm", "prefill"),
+        Asked("vllm", "ids"),
+        Asked("vllm", "ids", template=True),
     ),
-    "vllm": (("prefill", "vllm"), ("template", ""), ("ids", "")),
+    "transformers": (
+        Asked("transformers", "ids", template=True),
+        Asked("transformers", "instruct"),
+        Asked("generic", "prefill"),
+    ),
+    "llamacpp": (
+        Asked("llamacpp", "prefill"),
+        Asked("llamacpp", "ids", template=True),
+        Asked("generic", "prefill"),
+    ),
+    "vllm": (
+        Asked("vllm", "prefill"),
+        Asked("vllm", "ids"),
+        Asked("vllm", "ids", template=True),
+        Asked("generic", "prefill"),
+    ),
 }
 
 
@@ -35,24 +52,6 @@ def tokenizer() -> Any:
     from transformers import AutoTokenizer  # noqa: PLC0415  (slow to import)
 
     return AutoTokenizer.from_pretrained(MODEL)
-
-
-@asynccontextmanager
-async def writing(server: str, running: Running, way: str, dialect: str) -> AsyncIterator[Write]:
-    if dialect:
-        upstream = HttpUpstream(server, f"{running.address}/v1", dialect)
-        try:
-            yield through(upstream, running.model)
-        finally:
-            await upstream.aclose()
-        return
-    async with httpx.AsyncClient(base_url=running.address, trust_env=False, timeout=60) as client:
-        if way == "template":
-            yield template(client, running.model, tokenizer())
-        elif server == "vllm":
-            yield vllm_ids(client, running.model)
-        else:
-            yield llamacpp_ids(client, running.model)
 
 
 def compared(cuts: list[Cut], tokens: Tokens) -> Row:
@@ -66,20 +65,34 @@ def compared(cuts: list[Cut], tokens: Tokens) -> Row:
 
 
 async def rows_of(server: str, running: Running, asked: list[str], tokens: Tokens) -> list[Row]:
-    rows = []
-    for way, dialect in WAYS[server]:
-        async with writing(server, running, way, dialect) as write:
-            cuts = await measure(write, asked)
-        how = f"dialect {dialect}" if dialect else "by hand"
-        asked_so: Row = {"server": server, "version": running.version, "way": way, "asked": how}
-        rows.append(asked_so | compared(cuts, tokens))
+    """One row for each way that is asked of `server`."""
+    rows: list[Row] = []
+    for way in ASKED[server]:
+        upstream = HttpUpstream(
+            server,
+            f"{running.address}/v1",
+            way.dialect,
+            continuation=way.continuation,
+            tokenizer=MODEL if way.template else None,
+        )
+        try:
+            cuts = await measure(through(upstream, running.model), asked)
+        finally:
+            await upstream.aclose()
+        row: Row = {
+            "server": server,
+            "version": running.version,
+            "dialect": way.dialect,
+            "way": way.continuation + (", own template" if way.template else ""),
+        }
+        rows.append(row | compared(cuts, tokens))
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=40, help="questions (default 40)")
-    parser.add_argument("--only", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--only", nargs="+", choices=list(ASKED), default=list(ASKED))
     options = parser.parse_args()
     encode = tokenizer()
     rows: list[Row] = []

@@ -58,6 +58,9 @@ _log = logging.getLogger(__name__)
 # Deliveries the client has not taken yet before the readers pause.
 _MAX_OUTBOX = 64
 
+# So much of a reply's own beginning is enough to know it again, in characters.
+_BEGINNING = 160
+
 
 class Reply(Protocol):
     """Where a session delivers: the response."""
@@ -95,6 +98,7 @@ class Session:
         self._policy = policy
         self._observers = observers
         self._clock = clock
+        self._began = ""  # how the upstream began, before any correction
         way = upstream.continuation(request)
         can_continue = policy.mode is Mode.STREAM and way.possible
         self._loop: AlignmentLoop | ShadowLoop | PassingLoop
@@ -176,10 +180,11 @@ class Session:
         """Read one branch to its end, or until the loop closes it."""
         branch = opened.branch
         request = self._request
-        if branch and request.request_id:
+        if branch:
             # Servers take the id for their own: while a closed branch is still being aborted under
             # it, vLLM refuses a second one, or aborts that too (vllm-project/vllm#27987).
-            request = replace(request, request_id=f"{request.request_id}-{branch}")
+            own = request.request_id and f"{request.request_id}-{branch}"
+            request = replace(request, request_id=own, began=self._began)
         finish_reason: str | None = None
         usage: Usage | None = None
         metered = False
@@ -198,6 +203,8 @@ class Session:
                     if chunk.text:
                         if branch in self._paused:
                             await self._paused[branch].wait()
+                        if not branch and len(self._began) < _BEGINNING:
+                            self._began += chunk.text
                         self._dispatch(TextArrived(branch, chunk.text, chunk.tokens))
                     if chunk.finish_reason and finish_reason is None:
                         # The last sentence need not wait for the usage and the end of the body.

@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from bench.upstreams_page import PAGE, page
 from stream_aligner_proxy.core.prompts import PROFILES
 from stream_aligner_proxy.settings import (
     AlignerSettings,
     AlignmentSettings,
+    FallbackSettings,
+    RouteSettings,
     ServerSettings,
+    TargetSettings,
     Timeouts,
     UpstreamSettings,
 )
@@ -22,7 +26,15 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 def test_every_configuration_key_and_dialect_is_documented():
     text = (ROOT / "docs" / "configuration.md").read_text()
     keys = {f"timeouts.{key}" for key in Timeouts.model_fields}
-    for section in (UpstreamSettings, AlignerSettings, AlignmentSettings, ServerSettings):
+    for section in (
+        UpstreamSettings,
+        RouteSettings,
+        TargetSettings,
+        FallbackSettings,
+        AlignerSettings,
+        AlignmentSettings,
+        ServerSettings,
+    ):
         keys |= set(section.model_fields) - {"timeouts"}
     for name in (*keys, *DIALECTS, *PROFILES):
         assert f"`{name}`" in text, f"{name} is not in docs/configuration.md"
@@ -33,3 +45,7 @@ def test_links_between_documents_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
         if "://" not in target:
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_page_of_upstreams_is_what_its_program_writes():
+    assert PAGE.read_text() == page()

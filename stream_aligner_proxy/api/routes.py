@@ -180,11 +180,11 @@ def _forwarded(request: Request) -> dict[str, str]:
 
 
 def _reply_headers(plan: Plan, upstream: Lease, show_upstream: bool) -> dict[str, str]:
-    streams = plan.mode is Mode.STREAM
-    headers = {
-        "x-stream-aligner-mode": str(plan.mode),
-        "x-stream-aligner-continuation": upstream.way(plan.request) if streams else "none",
-    }
+    headers = {"x-stream-aligner-mode": str(plan.mode), "x-stream-aligner-continuation": "none"}
+    if plan.mode is Mode.STREAM:
+        continuation = upstream.way(plan.request)
+        headers["x-stream-aligner-continuation"] = continuation.way
+        headers["x-stream-aligner-class"] = continuation.found
     if show_upstream:
         headers["x-stream-aligner-upstream"] = upstream.name
     if plan.passthrough is not None:

@@ -23,6 +23,8 @@ Scope = Literal["sentence", "whole"]
 # How an upstream is made to continue a text, best first: from the very tokens, from a partial
 # message of its own, by being told to; or not at all.
 Way = Literal["ids", "prefill", "instruct", "rewrite-only"]
+# What an upstream was found to do with a partial message.
+Found = Literal["continues", "repeats", "restarts", "rejects", "unknown"]
 
 # Fields of a delta that hold thoughts: they come before the text, and a continuation has none.
 THINKING = frozenset(
@@ -34,10 +36,12 @@ NEUTRAL = 0.5  # the strength at which an aligner decides as it was trained
 @dataclass(frozen=True, slots=True)
 class Continuation:
     """How an upstream would continue its reply to a request. `sure`: it is known to do so; where
-    it is not, the old branch is kept until the new one has shown that it writes on."""
+    it is not, the old branch is kept until the new one has shown that it writes on. `found`: what
+    its model was seen to do with a partial message."""
 
     way: Way
     sure: bool = True
+    found: Found = "unknown"
 
     @property
     def possible(self) -> bool:
@@ -112,7 +116,8 @@ class ChatRequest:
     """A validated chat request: the body as the upstream shall see it, and what the loop needs.
 
     `body` never holds the extension field, `stream` or `stream_options`; the upstream client adds
-    its own. `headers` are those of the client's that go on to the upstream.
+    its own. `headers` are those of the client's that go on to the upstream. `began`, in a
+    continuation: how the upstream itself began the reply, before any correction.
     """
 
     model: str
@@ -122,6 +127,7 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     request_id: str = ""
+    began: str = ""
 
 
 Outcome = Literal["keep", "replace", "passed", "unreviewed"]

@@ -20,7 +20,7 @@ from stream_aligner_proxy.core.errors import (
     UpstreamError,
     UpstreamRejected,
 )
-from stream_aligner_proxy.core.records import ChatRequest, Chunk, Continuation, Way
+from stream_aligner_proxy.core.records import ChatRequest, Chunk, Continuation, Found, Way
 from stream_aligner_proxy.upstream.bodies import branch_body, told_to_go_on
 from stream_aligner_proxy.upstream.chunks import ChunkReader, parse_object
 from stream_aligner_proxy.upstream.continuing import ContinuedReader
@@ -42,7 +42,7 @@ from stream_aligner_proxy.upstream.tokenizing import (
     ids_of,
     tokenize_body,
 )
-from stream_aligner_proxy.upstream.ways import SETTINGS, Class, Setting, Ways
+from stream_aligner_proxy.upstream.ways import SETTINGS, Setting, Ways
 from stream_aligner_proxy.upstream.wires import Reader
 
 _RETURNED = ("content-type", "x-request-id", "openai-processing-ms", "openai-version")
@@ -135,7 +135,7 @@ class HttpUpstream:
         """How a reply to this request would be continued; see `Ways`."""
         return self._ways.best(request.body)
 
-    async def probe(self, model: str, headers: Mapping[str, str] | None = None) -> Class:
+    async def probe(self, model: str, headers: Mapping[str, str] | None = None) -> Found:
         """Find out what it does with a partial message, and whether it gives ids; remember both.
         Raises `UpstreamError`."""
         found = await probe(self, model, headers)
@@ -191,7 +191,7 @@ class HttpUpstream:
                 last = error
             else:
                 for other in refused:
-                    self._ways.refute(request.model, other)
+                    self._ways.refute(request.model, other, "rejects")
                 return chunks
         failed = ContinuationFailed(f"upstream {self._name!r} would not continue the text")
         failed.upstream = self._name
@@ -233,6 +233,7 @@ class HttpUpstream:
                 prefix,
                 lambda well: (self._ways.saw if well else self._ways.refute)(model, way),
                 seam=not self._ways.sure(model, way),
+                began=request.began,
             )
         async with self._endpoint.post(_encode(body), headers, url) as exchange:
             response = await self._endpoint.answer(exchange, refusals)

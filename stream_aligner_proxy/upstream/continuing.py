@@ -14,12 +14,21 @@ class ContinuedReader:
     """A reader of a branch that continues `prefix`. Implements `Reader`.
 
     Thoughts are dropped: they would come after the text. `seam`: hold the first text until it is
-    sure that it goes on. `seen(True)` when it does, `seen(False)` when it does not.
+    sure that it goes on. `seen(True)` when it does, `seen(False)` when it does not. `began`:
+    how the upstream itself began its reply, before any correction.
     """
 
-    def __init__(self, inner: Reader, prefix: str, seen: Callable[[bool], None], *, seam: bool):
+    def __init__(
+        self,
+        inner: Reader,
+        prefix: str,
+        seen: Callable[[bool], None],
+        *,
+        seam: bool,
+        began: str = "",
+    ) -> None:
         self._inner = inner
-        self._seam = Seam(prefix) if seam else None
+        self._seam = Seam(prefix, began) if seam else None
         self._seen = seen
         self._told = self._failed = False
         self._tokens = 0  # of what is held or dropped

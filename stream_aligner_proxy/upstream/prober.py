@@ -6,7 +6,6 @@ Nothing waits for it. What cannot be asked is asked again later, ever less often
 import asyncio
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 
 from stream_aligner_proxy.core.errors import UpstreamError
 from stream_aligner_proxy.upstream.client import HttpUpstream
@@ -51,8 +50,7 @@ class Prober:
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])  # unlike awaiting it, this can be cancelled itself
 
     async def probe(self) -> None:
         """Ask once; what was found is in `state`, an error too."""

@@ -9,8 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from stream_aligner_proxy.core.errors import UpstreamError, UpstreamRejected
-from stream_aligner_proxy.core.records import ChatRequest, Chunk
-from stream_aligner_proxy.upstream.ways import Class
+from stream_aligner_proxy.core.records import ChatRequest, Chunk, Found
 
 QUESTION = "Which colours do the eight lanterns in the story have?"
 FRAGMENT = "The seventh lantern is violet, the eighth lantern is"
@@ -40,7 +39,7 @@ def partial_body(model: str) -> dict[str, Any]:
     return {**body, "messages": [*body["messages"], {"role": "assistant", "content": FRAGMENT}]}
 
 
-async def probe(upstream: Probed, model: str, headers: Mapping[str, str] | None = None) -> Class:
+async def probe(upstream: Probed, model: str, headers: Mapping[str, str] | None = None) -> Found:
     """What `upstream` does with a partial message for `model`.
 
     Raises `UpstreamError` where it cannot be asked now.
@@ -56,7 +55,7 @@ async def probe(upstream: Probed, model: str, headers: Mapping[str, str] | None 
     return classify(fresh, went_on)
 
 
-def classify(fresh: str, went_on: str) -> Class:
+def classify(fresh: str, went_on: str) -> Found:
     """By the first words of a fresh answer, and of the one that was to go on."""
     new, start = went_on.lstrip(), fresh.lstrip()
     if not new:
@@ -70,6 +69,17 @@ def classify(fresh: str, went_on: str) -> Class:
 
 
 async def _text(upstream: Probed, request: ChatRequest, prefix: str) -> str:
+    """What is written, asked twice where a second try may help: llama.cpp's server promises to keep
+    its connection after a streamed reply, and closes it."""
+    try:
+        return await _once(upstream, request, prefix)
+    except UpstreamError as error:
+        if not error.transient:
+            raise
+    return await _once(upstream, request, prefix)
+
+
+async def _once(upstream: Probed, request: ChatRequest, prefix: str) -> str:
     async with upstream.prefilled(request, prefix, MAX_TOKENS) as chunks:
         return "".join([chunk.text async for chunk in chunks])
 

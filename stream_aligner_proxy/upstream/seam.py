@@ -37,11 +37,13 @@ class BeganAgain(Exception):
 class Seam:
     """Use once: `feed` what comes, `feed("", last=True)` at the end.
 
-    What is given out begins where `prefix` ends. Raises `BeganAgain`.
+    What is given out begins where `prefix` ends. `began`: how the upstream began its own answer; in
+    `prefix` that may have been corrected. Raises `BeganAgain`.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, began: str = "") -> None:
         self._prefix = prefix
+        self._began = began
         self._held = ""
         self.open = False  # everything is passed on from now on
         self.repeated = False  # it wrote the whole prefix once more: continued, or begun again
@@ -75,7 +77,7 @@ class Seam:
         if cut := _overlap(self._prefix, new):
             space, new = "", new[cut:]
             return new
-        if _begins_again(self._prefix, new):
+        if _begins_again(self._prefix, new) or _begins_again(self._began, new):
             raise BeganAgain
         return (space or _space_between(self._prefix, new)) + new
 

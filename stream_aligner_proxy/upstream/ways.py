@@ -10,14 +10,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from stream_aligner_proxy.core.records import Continuation, Way
+from stream_aligner_proxy.core.records import Continuation, Found, Way
 from stream_aligner_proxy.upstream.bodies import may_continue
 from stream_aligner_proxy.upstream.dialects import Dialect
 
 Setting = Literal["auto", "ids", "prefill", "instruct", "rewrite-only"]
 SETTINGS: tuple[Setting, ...] = ("auto", "ids", "prefill", "instruct", "rewrite-only")
-# What an upstream was found to do with a partial message.
-Class = Literal["continues", "repeats", "restarts", "rejects", "unknown"]
 
 _REFUTED_SECONDS = 600.0
 # Models are named by clients: what is remembered of them is bounded.
@@ -46,7 +44,7 @@ class Ways:
         self._ways: tuple[Way, ...] = ("ids", *others) if template else dialect.ways
         self._clock = clock
         self.doubted = asyncio.Event()
-        self._classes: OrderedDict[str, Class] = OrderedDict()
+        self._classes: OrderedDict[str, Found] = OrderedDict()
         self._seen: OrderedDict[tuple[str, Way], None] = OrderedDict()
         self._refuted: OrderedDict[tuple[str, Way], float] = OrderedDict()
 
@@ -60,10 +58,10 @@ class Ways:
         return [way for way in self._ways if self._may(way, model)]
 
     def best(self, body: Mapping[str, Any]) -> Continuation:
-        order = self.order(body)
+        order, model = self.order(body), str(body.get("model"))
         if not order:
-            return Continuation("rewrite-only")
-        return Continuation(order[0], sure=self.sure(str(body.get("model")), order[0]))
+            return Continuation("rewrite-only", found=self.class_of(model))
+        return Continuation(order[0], self.sure(model, order[0]), self.class_of(model))
 
     def sure(self, model: str, way: Way) -> bool:
         """Whether `way` is known to work: never where the upstream is only told to go on."""
@@ -78,28 +76,31 @@ class Ways:
 
     def saw(self, model: str, way: Way) -> None:
         """A text was continued."""
+        if way == "prefill" and self.class_of(model) not in ("continues", "repeats"):
+            self._remember(model, "continues")
         if (model, way) not in self._seen:
             self._refuted.pop((model, way), None)
             self._seen[model, way] = None
             _bound(self._seen)
 
-    def refute(self, model: str, way: Way) -> None:
-        """A text was not continued."""
+    def refute(self, model: str, way: Way, found: Found = "restarts") -> None:
+        """A text was not continued: it was begun again, or refused."""
+        if way == "prefill":
+            self._remember(model, found)
         self.doubted.set()
         self._seen.pop((model, way), None)
         self._refuted[model, way] = self._clock() + _REFUTED_SECONDS
         _bound(self._refuted)
 
-    def classify(self, model: str, found: Class) -> None:
+    def classify(self, model: str, found: Found) -> None:
         """What a probe of partial messages found."""
         if found == "unknown":
             return
-        self._classes[model] = found
-        _bound(self._classes)
+        self._remember(model, found)
         if found in ("continues", "repeats"):
             self.saw(model, "prefill")
         else:
-            self.refute(model, "prefill")
+            self.refute(model, "prefill", found)
             self.doubted.clear()  # it was asked just now
 
     @property
@@ -111,8 +112,12 @@ class Ways:
         """How a plain chat with `model` would be continued."""
         return self.best({"model": model, "messages": [{"role": "user", "content": "."}]})
 
-    def class_of(self, model: str) -> Class:
+    def class_of(self, model: str) -> Found:
         return self._classes.get(model, "unknown")
+
+    def _remember(self, model: str, found: Found) -> None:
+        self._classes[model] = found
+        _bound(self._classes)
 
     def _may(self, way: Way, model: str) -> bool:
         if (

@@ -26,7 +26,7 @@ def test_a_reply_is_cut_without_loss(text: str, by: str, size: int) -> None:
         (Rule(REPLY), "", REPLY),
         (Rule(REPLY), "One is 1. Tw", "o is 3. Three is 4."),
         (Rule(REPLY), "One is 1. Two is 2.", " Three is 4."),
-        (Rule(REPLY), "Corrected", REPLY),
+        (Rule(REPLY), "Corrected", " Two is 3. Three is 4."),
         (Rule(REPLY), "A. B. C. D.", ""),
         (Rule(" So 3.", after="2\\.$"), "One is 1. Two is 2.", " So 3."),
     ],

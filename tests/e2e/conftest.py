@@ -47,6 +47,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             path = tmp_path / "rules.yaml"
             path.write_text(yaml.safe_dump(rules or []))
             entry: dict[str, Any] = {"name": "main", "base_url": upstream_url, "dialect": dialect}
+            entry["probe"] = False  # tests count requests
             if timeouts is not None:
                 entry["timeouts"] = timeouts
             if api_key is not None:

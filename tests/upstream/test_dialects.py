@@ -27,6 +27,7 @@ from tests.upstream.emulators.writer import REPLY
 pytestmark = pytest.mark.anyio
 
 KEY = "secret-key-of-the-proxy"
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
 # Where the reply ends its sentences: what a loop would continue from.
 CUTS = [REPLY[: REPLY.index(end) + len(end)] for end in ("apples.", "of them.", "are left.")]
 # What a probe finds, and the way that is taken then.
@@ -204,7 +205,7 @@ def test_an_unknown_way_names_the_key() -> None:
 async def test_the_conversation_and_its_settings_survive_a_continuation(dialect: str) -> None:
     history = [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Hello"},
+        {"role": "user", "content": [{"type": "text", "text": "Hello"}, PICTURE]},
         {"role": "assistant", "content": "Hi. "},
         {"role": "user", "content": "How many?"},
     ]

@@ -184,7 +184,7 @@ async def test_a_server_that_goes_away_in_the_middle_is_an_error_and_the_next_co
     async with scripted(authority, tmp_path, slow) as (upstream, _, seen):
         async with upstream.open(chat()) as chunks:
             await anext(aiter(chunks))
-            upstream._connections._http2._connections[0]._transport.abort()
+            upstream._endpoint._connections._http2._connections[0]._transport.abort()
             with pytest.raises(UpstreamError, match="upstream 'main'") as caught:
                 [chunk async for chunk in chunks]
         assert caught.value.transient

@@ -91,3 +91,11 @@ def test_text_is_held_no_longer_than_it_takes_to_tell() -> None:
             break
     assert fed <= 110
     assert seam.feed("x") == "x"
+
+
+def test_the_answer_as_it_was_before_its_correction_is_the_answer_begun_again() -> None:
+    seam = Seam("Good one.", "Bad one. Two.")
+    with pytest.raises(BeganAgain):
+        seam.feed("Bad one. Two.", last=True)
+    seam = Seam("Good one.", "Bad one. Two.")
+    assert seam.feed(" Two.", last=True) == " Two."

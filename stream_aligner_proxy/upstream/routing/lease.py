@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 from stream_aligner_proxy.core.errors import (
     ContinuationFailed,
     UpstreamError,
-    UpstreamRejected,
     UpstreamTimeout,
 )
 from stream_aligner_proxy.core.records import ChatRequest, Chunk, Continuation
@@ -73,9 +72,9 @@ class Lease:
         target = self._best(self._order)
         return target.member.client.continuation(self._asked(request, target))
 
-    def way(self, request: ChatRequest) -> str:
+    def way(self, request: ChatRequest) -> Continuation:
         """How the upstream that writes would continue."""
-        return self._current.member.client.continuation(self._asked(request, self._current)).way
+        return self._current.member.client.continuation(self._asked(request, self._current))
 
     async def models(self) -> list[dict[str, object]]:
         return await self._current.member.models()
@@ -138,6 +137,8 @@ class Lease:
         """What `enter` gets from the first target that answers."""
         untried = list(targets)
         target = self._best(untried)
+        if target is not self._current and self._current in self._broken:
+            self._tell_failover(self._current, self._current.member.last_error)
         deadline = asyncio.get_running_loop().time() + target.member.terms.total
         again = 0
         waited = False
@@ -172,7 +173,7 @@ class Lease:
                 if not next_target(failure):
                     raise failure
                 if untried:
-                    self._tell_failover(target, failure)
+                    self._tell_failover(target, target.member.last_error)
                     target, again, pause = self._best(untried), 0, 0.0
                 else:
                     pause = asked_for_patience(failure)
@@ -220,9 +221,8 @@ class Lease:
             self._broken.add(target)
         target.member.failed(error)
 
-    def _tell_failover(self, target: Target, error: UpstreamError) -> None:
+    def _tell_failover(self, target: Target, code: str | None) -> None:
         self._watcher.failed_over()
-        code = "refused" if isinstance(error, UpstreamRejected) else type(error).code
         _log.warning(
             "request %s: upstream '%s' failed (%s); another is asked",
             self._request.request_id,

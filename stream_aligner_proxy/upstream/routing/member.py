@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol
 
-from stream_aligner_proxy.core.errors import Overloaded, UpstreamError
+from stream_aligner_proxy.core.errors import Overloaded, UpstreamError, UpstreamRejected
 from stream_aligner_proxy.core.ports import Upstream
 from stream_aligner_proxy.upstream.routing.health import Health, tells_of_illness
 
@@ -126,7 +126,8 @@ class Member:
 
     def failed(self, error: UpstreamError) -> None:
         """A reply of it failed."""
-        self.last_error = type(error).code
+        refused = isinstance(error, UpstreamRejected)
+        self.last_error = "refused" if refused else type(error).code
         if not tells_of_illness(error):
             return
         self.health.failed()
@@ -155,7 +156,5 @@ class Member:
 
     async def aclose(self) -> None:
         if self._recovery is not None:
-            self._recovery.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._recovery
+            self._recovery.cancel()  # nothing of it has to be waited for
         await self.client.aclose()

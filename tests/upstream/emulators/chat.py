@@ -153,7 +153,7 @@ class ChatEmulator:
             prefix, does = messages[-1]["content"], self.kind.partial(body)
         elif messages[-1]["content"].startswith(_TOLD):
             prefix, does = messages[-2]["content"], self.kind.told
-        question = next(m["content"] for m in messages if m["role"] == "user")
+        question = _words(next(m["content"] for m in messages if m["role"] == "user"))
         before = ""
         match does:
             case "continues":
@@ -175,7 +175,7 @@ class ChatEmulator:
         words = list(written.words)
         if does == "loses the space" and words:
             words[0] = words[0].lstrip()
-        prompt = sum(count(m["content"]) for m in messages)
+        prompt = sum(count(_words(m["content"])) for m in messages)
         pieces = [*([before] if before else []), *words]
         self.generated += len(pieces)
         finish = "length" if written.end == "limit" else "stop"
@@ -202,6 +202,13 @@ def _usage(prompt: int, completion: int) -> dict[str, int]:
 def _chunk(delta: Any, finish: str | None, usage: Any) -> dict[str, Any]:
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
     return {"object": "chat.completion.chunk", "choices": [choice], "usage": usage}
+
+
+def _words(content: str | list[dict[str, Any]]) -> str:
+    """Text parts joined: a picture says nothing to this model."""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
 
 
 def _event(value: Any) -> str:
