@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## start the proxy with its embedded tiny upstream and tiny aligner
 	$(BIN)/stream-aligner demo --port $(PORT)
 
-test: check llamacpp unit vllm ## everything CI runs
+test: check llamacpp unit vllm training-tests ## everything CI runs
 
 check: $(STAMP) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -59,7 +59,7 @@ $(STAMP_TRAIN): tests/training/install.py constraints-training.txt pyproject.tom
 	    { status=$$?; rm -f $@; [ $$status = 3 ] && [ -z "$(TRAINING_REQUIRED)" ]; }
 
 training-tests: $(STAMP_TRAIN) ## the tests of training with TRL and DeepSpeed, in .venv-train
-	@if [ -e $(STAMP_TRAIN) ]; then $(VENV_TRAIN)/bin/python -m pytest tests/training/test_recipe_*.py; \
+	@if [ -e $(STAMP_TRAIN) ]; then $(VENV_TRAIN)/bin/python -m pytest tests/training/test_recipe_*.py tests/training/test_preference.py; \
 	else echo "tests of training.recipe: skipped, there is no DeepSpeed here"; fi
 
 train: $(STAMP_TRAIN) ## train an aligner for the demo world, measure it, say how to serve it (minutes)
