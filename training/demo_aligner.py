@@ -66,7 +66,7 @@ def rows(split: Split, seed: int, count: int, mix: Mix = MIX) -> Iterator[dict[s
                 "source": "demo-world",
                 "group": group,
             }
-        for answer, better in talk.whole[: count - made]:
+        for answer, better in talk.whole[: count - made] if mix.whole else ():
             made += 1
             yield {
                 "question": question,
