@@ -10,12 +10,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from stream_aligner_proxy.app import create_app
-from stream_aligner_proxy.settings import build
+from stream_aligner_proxy.settings import Settings, build
 from tests.servers import serve_in_thread
 from training.world.problems import problems
 
@@ -82,22 +83,27 @@ class Reply:
                     kill[self.began].kill()
 
 
+def configured(folder: Path, here: str, there: str, route: dict[str, Any]) -> Settings:
+    """Both upstreams behind `route`, with the rules above."""
+    (folder / "rules.yaml").write_text(RULES)
+    upstreams = (("here", here), ("there", there))
+    return build(
+        {
+            "upstreams": [
+                {"name": name, "base_url": f"{address}/v1", "dialect": "vllm"}
+                for name, address in upstreams
+            ],
+            "routes": [route],
+            "aligner": {"backend": "rules", "path": str(folder / "rules.yaml")},
+            "alignment": {"mode": "stream"},
+        }
+    )
+
+
 def test_a_reply_outlives_the_upstream_that_wrote_it(tmp_path: Path) -> None:
-    (tmp_path / "rules.yaml").write_text(RULES)
     with writer(25) as (first, here), writer(25) as (second, there):
-        settings = build(
-            {
-                "upstreams": [
-                    {"name": "here", "base_url": f"{here}/v1", "dialect": "vllm"},
-                    {"name": "there", "base_url": f"{there}/v1", "dialect": "vllm"},
-                ],
-                "routes": [
-                    {"model": "*", "to": [{"upstream": "here"}, {"upstream": "there"}]},
-                ],
-                "aligner": {"backend": "rules", "path": str(tmp_path / "rules.yaml")},
-                "alignment": {"mode": "stream"},
-            }
-        )
+        route = {"model": "*", "to": [{"upstream": "here"}, {"upstream": "there"}]}
+        settings = configured(tmp_path, here, there, route)
         with serve_in_thread(create_app(settings)) as proxy:
             question = next(q for q in QUESTIONS if Reply(proxy, q, None).cost["reviews"] >= 4)
             whole = Reply(proxy, question, None)
@@ -118,25 +124,9 @@ def test_a_reply_outlives_the_upstream_that_wrote_it(tmp_path: Path) -> None:
 
 
 def test_what_is_killed_before_the_first_text_is_asked_elsewhere(tmp_path: Path) -> None:
-    (tmp_path / "rules.yaml").write_text(RULES)
     with writer(200) as (first, here), writer(200) as (_, there):
-        settings = build(
-            {
-                "upstreams": [
-                    {"name": "here", "base_url": f"{here}/v1", "dialect": "vllm"},
-                    {"name": "there", "base_url": f"{there}/v1", "dialect": "vllm"},
-                ],
-                "routes": [
-                    {
-                        "model": "*",
-                        "to": [{"upstream": "here"}],
-                        "fallback": [{"upstream": "there"}],
-                    }
-                ],
-                "aligner": {"backend": "rules", "path": str(tmp_path / "rules.yaml")},
-                "alignment": {"mode": "stream"},
-            }
-        )
+        route = {"model": "*", "to": [{"upstream": "here"}], "fallback": [{"upstream": "there"}]}
+        settings = configured(tmp_path, here, there, route)
         with serve_in_thread(create_app(settings)) as proxy:
             first.kill()
             first.wait()

@@ -9,7 +9,6 @@ the table. Exit code 2: the folder or the rows are wrong.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Sequence
@@ -26,25 +25,14 @@ from training.recipe.rows import DataError, Sample, fingerprint, read
 _MISSES = 40
 
 
-def _sources(paths: Sequence[Path]) -> dict[str, str]:
-    """Where a row stands, and where it comes from."""
-    found = {}
-    for path in paths:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    found[f"{path.name}:{number}"] = str(json.loads(line).get("source", "rows"))
-    return found
-
-
-def judged(sample: Sample, answer: Answer, source: str) -> Judged:
+def judged(sample: Sample, answer: Answer) -> Judged:
     """One row's outcome."""
     sentence, verdict = sample.review.sentence, answer.verdict
     got = None
     if verdict is not None:
         got = sentence if verdict.replacement is None else verdict.replacement
     return Judged(
-        source,
+        sample.source,
         sentence,
         sample.correction,
         got,
@@ -72,13 +60,9 @@ def evaluate(
         raise DataError(f"no row that the profile {judge.profile.name!r} can ask about")
     if limit is not None and limit < len(samples):
         samples = random.Random(seed).sample(samples, limit)
-    sources = _sources(paths)
     with tqdm(total=len(samples), unit="row", disable=not sys.stderr.isatty()) as bar:
         answers = judge.answer(samples, lambda done: bar.update(done))  # noqa: PLW0108  (its result)
-    rows = [
-        judged(sample, answer, sources[sample.where])
-        for sample, answer in zip(samples, answers, strict=True)
-    ]
+    rows = [judged(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
     facts = {
         "aligner": folder.name,
         "profile": judge.profile.name,

@@ -36,8 +36,7 @@ class Answer:
 
 
 class Judge:
-    """A checkpoint with its profile. `temperature` 0 takes the best token each time; otherwise
-    answers are drawn, by torch's own seed. Raises `ConfigError` for a folder that is no model."""
+    """A checkpoint with its profile. Raises `ConfigError` for a folder that is no model."""
 
     def __init__(
         self,
@@ -45,7 +44,6 @@ class Judge:
         *,
         profile: str | None = None,
         batch: int = 32,
-        temperature: float = 0.0,
     ) -> None:
         named = profile or _profile_in(folder)
         if named not in PROFILES:
@@ -62,11 +60,6 @@ class Judge:
         self._model = model.eval().to(place)
         self._place = place
         self._batch = batch
-        self._drawing: dict[str, Any] = (
-            {"do_sample": True, "temperature": temperature, "top_k": 0}
-            if temperature
-            else {"do_sample": False}
-        )
         self._encoder = Encoder(self._tokenizer, self.profile, keep_token=False)
         self._keeping = (
             Encoder(self._tokenizer, self.profile, keep_token=True)
@@ -82,26 +75,31 @@ class Judge:
             self._pad = self._tokenizer.eos_token_id
 
     def answer(
-        self, samples: Sequence[Sample], told: Callable[[int], object] = lambda done: None
+        self,
+        samples: Sequence[Sample],
+        told: Callable[[int], object] = lambda done: None,
+        *,
+        temperature: float = 0.0,
     ) -> list[Answer]:
-        """In the order of `samples`; `told` hears how many are done."""
+        """In the order of `samples`; `told` hears how many are done. `temperature` 0 takes the best
+        token each time; otherwise answers are drawn, by torch's own seed."""
         order = sorted(range(len(samples)), key=lambda at: len(samples[at].review.sentence))
         found: dict[int, Answer] = {}
         for start in range(0, len(order), self._batch):
             some = order[start : start + self._batch]
             chosen = [samples[at] for at in some]
-            for at, answer in zip(some, self._some(chosen), strict=True):
+            for at, answer in zip(some, self._some(chosen, temperature), strict=True):
                 found[at] = answer
             told(len(some))
         return [found[at] for at in range(len(samples))]
 
-    def _some(self, samples: list[Sample]) -> list[Answer]:
+    def _some(self, samples: list[Sample], temperature: float) -> list[Answer]:
         left = [_left_alone(sample) for sample in samples]
         chances = self._chances([self._encoder.encode(one) for one in left])
         if self._keeping is not None:
             kept = self._chances([self._keeping.encode(one) for one in left])
             chances = [min(1.0, a + b) for a, b in zip(chances, kept, strict=True)]
-        written = self._write(samples)
+        written = self._write(samples, temperature)
         return [
             self._read(sample, ids, finished, chance)
             for sample, (ids, finished), chance in zip(samples, written, chances, strict=True)
@@ -137,7 +135,7 @@ class Judge:
         return chances
 
     @torch.inference_mode()
-    def _write(self, samples: list[Sample]) -> list[tuple[list[int], bool]]:
+    def _write(self, samples: list[Sample], temperature: float) -> list[tuple[list[int], bool]]:
         """The answers without their end mark; whether that came."""
         prompts = [self._prompt(sample) for sample in samples]
         width = max(map(len, prompts))
@@ -146,12 +144,14 @@ class Judge:
         longest = max(
             len(self._encoder.segment(Segment(sample.review.sentence))) for sample in samples
         )
+        drawing = {"temperature": temperature, "top_k": 0} if temperature else {}
         out = self._model.generate(
             input_ids=ids.to(self._place),
             attention_mask=mask.to(self._place),
             max_new_tokens=_FACTOR * longest + _EXTRA,
             num_beams=1,
-            **self._drawing,
+            do_sample=bool(temperature),
+            **drawing,
             pad_token_id=self._pad,
             eos_token_id=self._tokenizer.eos_token_id,
         )

@@ -33,11 +33,11 @@ def _pairs(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     found = []
     rounds = [0.0, *[options.temperature] * options.draws]
+    judge = Judge(options.aligner, batch=options.batch)
+    usable = [s for s in samples if s.review.scope in judge.profile.scopes]
     with tqdm(total=len(samples) * len(rounds), unit="row", disable=not sys.stderr.isatty()) as bar:
         for temperature in rounds:
-            judge = Judge(options.aligner, batch=options.batch, temperature=temperature)
-            usable = [s for s in samples if s.review.scope in judge.profile.scopes]
-            found += mistakes(judge, usable, bar.update)
+            found += mistakes(judge, usable, bar.update, temperature=temperature)
     found = different(found)
     if not found:
         raise DataError("the aligner answered every row rightly: there is nothing to prefer")

@@ -36,11 +36,16 @@ class Pair:
 
 
 def mistakes(
-    judge: Judge, samples: Sequence[Sample], told: Callable[[int], object] = lambda done: None
+    judge: Judge,
+    samples: Sequence[Sample],
+    told: Callable[[int], object] = lambda done: None,
+    *,
+    temperature: float = 0.0,
 ) -> list[Pair]:
     """One pair for each row that `judge` answers wrongly; what is no verdict cannot be a pair."""
     found = []
-    for sample, answer in zip(samples, judge.answer(samples, told), strict=True):
+    answers = judge.answer(samples, told, temperature=temperature)
+    for sample, answer in zip(samples, answers, strict=True):
         said = _said(sample, answer)
         right = (sample.correction, sample.end)
         if said is not None and said != right:

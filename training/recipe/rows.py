@@ -28,13 +28,14 @@ class DataError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A review and what the aligner should answer. `where`: file and line."""
+    """A review and what the aligner should answer. `where`: file and line. `source`: the set."""
 
     review: Review
     correction: str
     end: bool
     group: str
     where: str
+    source: str = "rows"
 
     @property
     def kept(self) -> bool:
@@ -98,7 +99,8 @@ def _sample(row: Any, where: str) -> Sample:
             raise TypeError(f"{name} must be a text")
     review = Review(turns, prefix, sentence.strip(), "whole" if whole else "sentence")
     key = str(row.get("group") or hashlib.sha256(repr(turns).encode()).hexdigest()[:16])
-    return Sample(review, correction.strip(), end, key, where)
+    source = str(row.get("source", "rows"))
+    return Sample(review, correction.strip(), end, key, where, source)
 
 
 def fingerprint(samples: Iterable[Sample]) -> str:
