@@ -6,12 +6,13 @@ over-corrected.
 """
 
 import argparse
+from pathlib import Path
 from statistics import mean, median
 
 import httpx
 from tqdm import tqdm
 
-from bench.report import Row, publish
+from bench.report import Row, publish, table
 from bench.stack import Reply, ask, demo_model, stack
 from training.world.judge import grade, judge_reply, judge_step
 from training.world.problems import Problem, problems
@@ -45,11 +46,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7, help="seed of the problems (default 7)")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.7])
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument(
+        "--aligner", type=Path, help="measure this checkpoint instead; its table is printed only"
+    )
     options = parser.parse_args()
 
+    proxy = {}
+    if options.aligner:
+        proxy["aligner"] = {"backend": "transformers", "path": str(options.aligner.resolve())}
     held_out = problems(options.seed, options.count, "test")
     rows: list[Row] = []
-    with stack({"proxy": {}}) as urls, httpx.Client(timeout=60, trust_env=False) as client:
+    with stack({"proxy": proxy}) as urls, httpx.Client(timeout=60, trust_env=False) as client:
         model = demo_model(urls["upstream"])
         for mode in options.modes:  # everything is warm before the first measurement
             ask(client, urls["proxy"], held_out[0].question, mode=mode, model=model)
@@ -72,7 +79,10 @@ def main() -> None:
                 summary(mode, temperature, held_out, got, replies.get("off"))
                 for mode, got in replies.items()
             )
-    publish("demo_accuracy", rows, "bench.demo_accuracy")
+    if options.aligner:
+        print(table(rows))
+    else:
+        publish("demo_accuracy", rows, "bench.demo_accuracy")
 
 
 def summary(

@@ -16,37 +16,40 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import stream_aligner_proxy
-from training.corrections import Mix, synthetic
+from training.corrections import Mix, Reviewed, synthetic
 from training.evaluate import measure_problems, ratio
 from training.generate import Writer
-from training.loops import Episode, LoopMode, ModelReviewer
-from training.recipe.rows import Sample, read
+from training.heldout.__main__ import evaluate
+from training.loops import LoopMode
 from training.world.problems import problems
 from training.world.split import Split, stream
-from training.world.tone import requests
 
 UPSTREAM = Path(stream_aligner_proxy.__file__).parent / "demo" / "models" / "upstream"
 # One sentence at a time; what such a small model cannot learn in minutes is left out.
 MIX = Mix(whole=0, babble=0, cut=0, notes=0.12)
 
 
-@dataclass(frozen=True, slots=True)
-class RowScores:
-    """Of held-out rows. `kept`: right sentences left alone. `fixed`: wrong ones answered by exactly
-    the right sentence. `spoiled`: right ones rewritten, of all rows."""
-
-    rows: int
-    wrong: int
-    kept: float
-    fixed: float
-    spoiled: float
+def lines(talk: Reviewed, source: str) -> Iterator[dict[str, Any]]:
+    """The reviews of one conversation's sentences, in the format of docs/training.md."""
+    question, group = list(talk.messages), talk.messages[-1]["content"]
+    for row in talk.rows:
+        yield {
+            "question": question,
+            "prefix": " ".join(talk.sentences[: row.at]),
+            "last": row.sentence,
+            "correction": row.sentence if row.correction is None else row.correction,
+            "end": row.end,
+            "source": source,
+            "group": group,
+        }
 
 
 def rows(split: Split, seed: int, count: int, mix: Mix = MIX) -> Iterator[dict[str, Any]]:
@@ -54,18 +57,10 @@ def rows(split: Split, seed: int, count: int, mix: Mix = MIX) -> Iterator[dict[s
     rng, made = stream(split, "recipe", seed), 0
     while made < count:
         talk = synthetic(rng, mix, split)
-        question, group = list(talk.messages), talk.messages[-1]["content"]
-        for row in talk.rows[: count - made]:
+        for line in islice(lines(talk, "demo-world"), count - made):
             made += 1
-            yield {
-                "question": question,
-                "prefix": " ".join(talk.sentences[: row.at]),
-                "last": row.sentence,
-                "correction": row.sentence if row.correction is None else row.correction,
-                "end": row.end,
-                "source": "demo-world",
-                "group": group,
-            }
+            yield line
+        question, group = list(talk.messages), talk.messages[-1]["content"]
         for answer, better in talk.whole[: count - made] if mix.whole else ():
             made += 1
             yield {
@@ -77,38 +72,21 @@ def rows(split: Split, seed: int, count: int, mix: Mix = MIX) -> Iterator[dict[s
             }
 
 
-def write(file: Path, lines: Iterator[dict[str, Any]]) -> None:
+def write(file: Path, made: Iterator[dict[str, Any]]) -> None:
     """Write JSON lines, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temp = file.with_suffix(".tmp")
-    temp.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    temp.write_text("".join(json.dumps(line) + "\n" for line in made), encoding="utf-8")
     temp.rename(file)
 
 
-def score(aligner: Writer, samples: list[Sample]) -> RowScores:
-    """Review the rows, greedily."""
-    # The reviewer reads the reviews alone; no episode stands behind them.
-    nobody = Episode((), requests(1, 1, "test")[0])
-    verdicts = ModelReviewer(aligner)([(nobody, one.review) for one in samples])
-    right = wrong = kept = fixed = 0
-    for one, verdict in zip(samples, verdicts, strict=True):
-        said = one.review.sentence if verdict.replacement is None else verdict.replacement
-        if one.correction == one.review.sentence:
-            right += 1
-            kept += said == one.correction
-        else:
-            wrong += 1
-            fixed += said == one.correction
-    return RowScores(
-        len(samples), wrong, ratio(kept, right), ratio(fixed, wrong), (right - kept) / len(samples)
-    )
-
-
-def train(out: Path, config: str, settings: list[str], threads: int) -> None:
-    """Run the recipe as its users do."""
+def train(
+    out: Path, config: str, settings: list[str], threads: int, start: Path = UPSTREAM
+) -> None:
+    """Run the recipe as its users do, from the model in `start`."""
     command = [sys.executable, "-m", "training.recipe", "train", "--config", config]
     command += ["--data", str(out / "data"), "--out", str(out / "run")]
-    for setting in [f"model.base={UPSTREAM}", *settings]:
+    for setting in [f"model.base={start}", *settings]:
         command += ["--set", setting]
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, check=False, env=env)
@@ -116,14 +94,16 @@ def train(out: Path, config: str, settings: list[str], threads: int) -> None:
         raise SystemExit(done.returncode)
 
 
-def measure(out: Path, model: Path, count: int, samples: list[Sample]) -> dict[str, Any]:
+def measure(model: Path, count: int, heldout: Path) -> dict[str, Any]:
     """Scores on rows, and accuracy of the upstream on held-out problems, alone and corrected."""
+    scores = evaluate(model, [heldout]).overall
+    kept, fixed = scores.keep_recall, scores.fixed
+    spoiled = ratio(kept.whole - kept.part, scores.rows)
+    print(f"held-out rows: {scores.rows}, {fixed.whole} of them wrong")
+    print(f"  wrong sentences answered by the right one   {fixed.value:.1%}")
+    print(f"  right sentences left alone                  {kept.value:.1%}")
+    print(f"  right sentences rewritten, of all rows      {spoiled:.1%}")
     aligner, upstream = Writer.load(model, exact=True), Writer.load(UPSTREAM)
-    scores = score(aligner, samples)
-    print(f"held-out rows: {scores.rows}, {scores.wrong} of them wrong")
-    print(f"  wrong sentences answered by the right one   {scores.fixed:.1%}")
-    print(f"  right sentences left alone                  {scores.kept:.1%}")
-    print(f"  right sentences rewritten, of all rows      {scores.spoiled:.1%}")
     asked = problems(2026, count, "test")
     modes: tuple[LoopMode, ...] = ("off", "stream")
     loop = [measure_problems(upstream, aligner, asked, mode, 0.0)[0] for mode in modes]
@@ -131,7 +111,11 @@ def measure(out: Path, model: Path, count: int, samples: list[Sample]) -> dict[s
     for row in loop:
         who = "upstream alone" if row.mode == "off" else "with the aligner"
         print(f"  {who:18} {row.accuracy:.1%}")
-    return {"rows": asdict(scores), "loop": [asdict(row) for row in loop]}
+    found = {"kept": kept.value, "fixed": fixed.value, "spoiled": spoiled}
+    return {
+        "rows": {"rows": scores.rows, "wrong": fixed.whole, **found},
+        "loop": [asdict(row) for row in loop],
+    }
 
 
 def main() -> None:
@@ -157,7 +141,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
     model = args.out / "run" / "model"
-    report = measure(args.out, model, args.problems, list(read([data / "heldout.jsonl"])))
+    report = measure(model, args.problems, data / "heldout.jsonl")
     report |= {"training_seconds": round(trained), "seconds": round(time.monotonic() - began)}
     (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print(f"{report['seconds']} s in all, {report['training_seconds']} s to make rows and train")

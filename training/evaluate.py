@@ -18,9 +18,18 @@ from pathlib import Path
 
 import torch
 
+from stream_aligner_proxy.core.prompts import PromptProfile
 from stream_aligner_proxy.core.records import Review, Turn
 from training.generate import Writer
-from training.loops import Episode, LoopMode, ModelReviewer, Seen, run_stream, run_whole
+from training.loops import (
+    PROFILE,
+    Episode,
+    LoopMode,
+    ModelReviewer,
+    Seen,
+    run_stream,
+    run_whole,
+)
 from training.world.babble import babble
 from training.world.judge import grade, judge_reply, judge_step, sentences_of
 from training.world.problems import Problem, problems
@@ -90,11 +99,13 @@ def measure_problems(
     asked: list[Problem],
     mode: LoopMode,
     temperature: float,
+    *,
+    profile: PromptProfile = PROFILE,
 ) -> tuple[ProblemRow, list[Episode]]:
-    """Run one mode over the problems."""
+    """Run one mode over the problems; `profile` is that of the aligner."""
     episodes = [Episode(({"role": "user", "content": p.question},), p) for p in asked]
     started = time.monotonic()
-    reviewer = None if aligner is None or mode == "off" else ModelReviewer(aligner)
+    reviewer = None if aligner is None or mode == "off" else ModelReviewer(aligner, profile)
     if mode in ("off", "whole") or reviewer is None:
         run_whole(upstream, reviewer, episodes, temperature=temperature)
     else:

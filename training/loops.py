@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from stream_aligner_proxy.core.prompts import PROFILES
+from stream_aligner_proxy.core.errors import ReviewError
+from stream_aligner_proxy.core.prompts import PROFILES, PromptProfile, Revision
 from stream_aligner_proxy.core.records import Review, Turn, Verdict
 from stream_aligner_proxy.core.sentences import split
 from training.generate import Ids, Writer
-from training.tokenizer import END, EOS, KEEP
+from training.tokenizer import EOS
 from training.world.chat import Message
 from training.world.problems import Problem
 from training.world.tone import Request
@@ -57,37 +58,37 @@ class Episode:
 Reviewer = Callable[[Sequence[tuple[Episode, Review]]], list[Verdict]]
 
 
-def encode_review(writer: Writer, review: Review) -> Ids:
+def encode_review(writer: Writer, review: Review, profile: PromptProfile = PROFILE) -> Ids:
     """Encode the prompt of a review."""
     ids: Ids = []
-    for segment in PROFILE.render(review):
+    for segment in profile.render(review):
         coder = writer.coder
         ids += [coder.ids[segment.text]] if segment.control else coder.data(segment.text)
     return ids
 
 
 class ModelReviewer:
-    """The trained aligner, greedy."""
+    """The trained aligner, greedy, asked by its profile."""
 
-    def __init__(self, writer: Writer) -> None:
-        self.writer = writer
+    def __init__(self, writer: Writer, profile: PromptProfile = PROFILE) -> None:
+        self.writer, self.profile = writer, profile
 
     def __call__(self, asked: Sequence[tuple[Episode, Review]]) -> list[Verdict]:
-        prompts = [encode_review(self.writer, review) for _, review in asked]
+        prompts = [encode_review(self.writer, review, self.profile) for _, review in asked]
         verdicts = []
         for (_, review), (ids, closed) in zip(asked, self.writer.write(prompts), strict=True):
-            verdicts.append(read_verdict(self.writer, review, ids, closed))
+            verdicts.append(self._read(review, ids, closed))
         return verdicts
 
-
-def read_verdict(writer: Writer, review: Review, ids: Ids, closed: bool) -> Verdict:
-    """Read an aligner's output; one that cannot be read counts as keep here."""
-    coder = writer.coder
-    if not closed:
-        return Verdict()
-    keep, end = coder.ids[KEEP] in ids, coder.ids[END] in ids
-    text = coder.text(ids).strip()
-    return Verdict(None if keep or text == review.sentence else text, end)
+    def _read(self, review: Review, ids: Ids, closed: bool) -> Verdict:
+        """An output that cannot be read counts as keep here."""
+        coder = self.writer.coder
+        names = {coder.ids[token]: token for token in self.profile.control_tokens}
+        controls = tuple(names[token] for token in ids if token in names)
+        try:
+            return self.profile.read(Revision(coder.text(ids), controls, closed), review)
+        except ReviewError:
+            return Verdict()
 
 
 def _open(upstream: Writer, episodes: list[Episode], temperature: float) -> None:
@@ -177,6 +178,6 @@ def run_whole(
 
 
 __all__ = [
-    "EOS", "Episode", "LoopMode", "ModelReviewer", "Reviewer", "Seen", "encode_review",
-    "read_verdict", "run_stream", "run_whole",
+    "EOS", "PROFILE", "Episode", "LoopMode", "ModelReviewer", "Reviewer", "Seen", "encode_review",
+    "run_stream", "run_whole",
 ]  # fmt: skip

@@ -70,15 +70,8 @@ def examples(config: PretrainConfig, coder: Coder) -> Iterator[Example]:
         yield example
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--config", type=Path, required=True, help="YAML file, see configs/")
-    parser.add_argument("--out", type=Path, required=True, help="directory for the model")
-    parser.add_argument("--steps", type=int, help="train this many steps instead")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    config = load_config(PretrainConfig, args.config, {"optim.steps": args.steps})
+def pretrain(config: PretrainConfig, out: Path) -> None:
+    """Train a model of this shape, and its tokenizer, into `out`."""
     tokenizer = train_tokenizer(config.tokenizer_seed, config.vocab_size)
     model = build_model(config.shape, tokenizer, config.seed).to(device())
     print(f"{config.name}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters")
@@ -89,8 +82,19 @@ def main() -> None:
         tokenizer.pad_token_id,
     )
     losses = train(model, batches, config.optim, name=config.name)
-    save(model, tokenizer, args.out, {"config": config, "final_loss": sum(losses[-50:]) / 50})
-    print(f"saved {args.out}")
+    save(model, tokenizer, out, {"config": config, "final_loss": sum(losses[-50:]) / 50})
+    print(f"saved {out}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--config", type=Path, required=True, help="YAML file, see configs/")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the model")
+    parser.add_argument("--steps", type=int, help="train this many steps instead")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    pretrain(load_config(PretrainConfig, args.config, {"optim.steps": args.steps}), args.out)
 
 
 if __name__ == "__main__":

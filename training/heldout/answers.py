@@ -7,6 +7,7 @@ the profile's, so that they are the same in use.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,30 +81,36 @@ class Judge:
         told: Callable[[int], object] = lambda done: None,
         *,
         temperature: float = 0.0,
+        chances: bool = True,
     ) -> list[Answer]:
         """In the order of `samples`; `told` hears how many are done. `temperature` 0 takes the best
-        token each time; otherwise answers are drawn, by torch's own seed."""
+        token each time; otherwise answers are drawn, by torch's own seed. Without `chances`, which
+        cost a pass or two of their own, `keep_chance` is NaN."""
         order = sorted(range(len(samples)), key=lambda at: len(samples[at].review.sentence))
         found: dict[int, Answer] = {}
         for start in range(0, len(order), self._batch):
             some = order[start : start + self._batch]
             chosen = [samples[at] for at in some]
-            for at, answer in zip(some, self._some(chosen, temperature), strict=True):
+            for at, answer in zip(some, self._some(chosen, temperature, chances), strict=True):
                 found[at] = answer
             told(len(some))
         return [found[at] for at in range(len(samples))]
 
-    def _some(self, samples: list[Sample], temperature: float) -> list[Answer]:
+    def _some(self, samples: list[Sample], temperature: float, chances: bool) -> list[Answer]:
+        found = self._keep_chances(samples) if chances else [math.nan] * len(samples)
+        written = self._write(samples, temperature)
+        return [
+            self._read(sample, ids, finished, chance)
+            for sample, (ids, finished), chance in zip(samples, written, found, strict=True)
+        ]
+
+    def _keep_chances(self, samples: list[Sample]) -> list[float]:
         left = [_left_alone(sample) for sample in samples]
         chances = self._chances([self._encoder.encode(one) for one in left])
         if self._keeping is not None:
             kept = self._chances([self._keeping.encode(one) for one in left])
             chances = [min(1.0, a + b) for a, b in zip(chances, kept, strict=True)]
-        written = self._write(samples, temperature)
-        return [
-            self._read(sample, ids, finished, chance)
-            for sample, (ids, finished), chance in zip(samples, written, chances, strict=True)
-        ]
+        return chances
 
     def _read(self, sample: Sample, ids: list[int], finished: bool, chance: float) -> Answer:
         controls = tuple(self._controls[token] for token in ids if token in self._controls)

@@ -37,7 +37,7 @@ def shares(named: Mapping[str, Scores], title: str = "By source") -> str:
     bars = []
     for number, (name, scores) in enumerate(named.items()):
         y = 30 + number * row
-        bars.append(f'<text x="{left - 8}" y="{y + 16}" text-anchor="end">{_safe(name)}</text>')
+        bars.append(f'<text x="{left - 8}" y="{y + 16}" text-anchor="end">{safe(name)}</text>')
         pairs = ((scores.keep_recall, _LINE), (scores.fixed, _BAR))
         for line, (share, colour) in enumerate(pairs):
             if share.whole:
@@ -52,21 +52,7 @@ def shares(named: Mapping[str, Scores], title: str = "By source") -> str:
         f'<text x="{left}" y="18"><tspan fill="{_LINE}">kept of what is right</tspan>'
         f' <tspan fill="{_BAR}">fixed of what is wrong</tspan></text>'
     )
-    return _svg(left + width + 110, height, title, legend + "".join(bars))
-
-
-def bars(named: Mapping[str, float], title: str) -> str:
-    """One bar for each value from 0 to 1."""
-    row, left, width = 24, 150, 300
-    drawn = [f'<text x="8" y="18">{_safe(title)}</text>']
-    for number, (name, value) in enumerate(named.items()):
-        y = 30 + number * row
-        drawn.append(
-            f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{_safe(name)}</text>'
-            f'<rect x="{left}" y="{y}" width="{width * value:.1f}" height="16" fill="{_BAR}"/>'
-            f'<text x="{left + width * value + 4:.1f}" y="{y + 12}">{value:.3f}</text>'
-        )
-    return _svg(left + width + 60, 40 + row * len(named), title, "".join(drawn))
+    return svg(left + width + 110, height, title, legend + "".join(bars))
 
 
 def _at(x: float, y: float) -> tuple[float, float]:
@@ -91,17 +77,17 @@ def _framed(title: str, across: str, up: str, inside: str) -> str:
         f'<text transform="translate(12 {24 + _SIDE / 2}) rotate(-90)" text-anchor="middle">{up}'
         "</text>"
     )
-    return _svg(_SIDE + _MARGIN + 20, _SIDE + 70, title, frame + inside + "".join(ticks) + words)
+    return svg(_SIDE + _MARGIN + 20, _SIDE + 70, title, frame + inside + "".join(ticks) + words)
 
 
-def _svg(width: float, height: float, title: str, inside: str) -> str:
+def svg(width: float, height: float, title: str, inside: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
         f'font-family="system-ui, sans-serif" font-size="12" fill="{_INK}" role="img">'
-        f"<title>{_safe(title)}</title>"
+        f"<title>{safe(title)}</title>"
         f'<rect width="100%" height="100%" fill="white"/>{inside}</svg>'
     )
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -44,7 +44,7 @@ def mistakes(
 ) -> list[Pair]:
     """One pair for each row that `judge` answers wrongly; what is no verdict cannot be a pair."""
     found = []
-    answers = judge.answer(samples, told, temperature=temperature)
+    answers = judge.answer(samples, told, temperature=temperature, chances=False)
     for sample, answer in zip(samples, answers, strict=True):
         said = _said(sample, answer)
         right = (sample.correction, sample.end)
