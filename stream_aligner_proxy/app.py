@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from stream_aligner_proxy import __version__
 from stream_aligner_proxy.api import errors
 from stream_aligner_proxy.api.directory import Directory
+from stream_aligner_proxy.api.faces.shapes import shape_of
 from stream_aligner_proxy.api.page import page_route
 from stream_aligner_proxy.api.plan import SCOPE_OF, Rules
 from stream_aligner_proxy.api.request_id import RequestId
@@ -111,7 +112,7 @@ def create_app(
     app.include_router(routes(service))
     if settings.server.page:
         app.include_router(page_route(service))
-    errors.install(app, service)
+    errors.install(app, service, shape_of)
     _document_body(app)
     return app
 

@@ -153,7 +153,7 @@ class Session:
                     raise RuntimeError("the session ended without an outcome")
         except ExceptionGroup as group:
             ended = "internal_error"
-            raise _first(group) from group
+            raise first_error(group) from group
         finally:
             seconds, cost = self._clock() - begun, self._loop.cost
             self._tell(lambda observer: observer.closed(mode, ended, seconds, cost))
@@ -316,7 +316,7 @@ class Session:
             call(observer)
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The first error of a group: what failed first is what the client is told."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):

@@ -96,7 +96,7 @@ def train(
 
 def measure(model: Path, count: int, heldout: Path) -> dict[str, Any]:
     """Scores on rows, and accuracy of the upstream on held-out problems, alone and corrected."""
-    scores = evaluate(model, [heldout]).overall
+    scores = evaluate(model, [heldout], chances=False).overall
     kept, fixed = scores.keep_recall, scores.fixed
     spoiled = ratio(kept.whole - kept.part, scores.rows)
     print(f"held-out rows: {scores.rows}, {fixed.whole} of them wrong")

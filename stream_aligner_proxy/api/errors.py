@@ -1,9 +1,11 @@
-"""Every error in OpenAI's shape: `{"error": {message, type, param, code}}`.
+"""Every error in the words of the API that was asked, by default OpenAI's.
 
 Logged are the kind of error and the request's id; never what the client or an upstream wrote.
 """
 
 import logging
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request
@@ -11,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from stream_aligner_proxy.api.faces.face import Shape
 from stream_aligner_proxy.api.request_id import HEADER, request_id_of
 from stream_aligner_proxy.api.service import Service
 from stream_aligner_proxy.core.errors import (
@@ -28,15 +31,17 @@ _log = logging.getLogger(__name__)
 _TELLING = (UpstreamUnreachable, UpstreamTimeout, UpstreamGarbled)
 
 
-def answer(error: ProxyError, extra: dict[str, str] | None = None) -> Response:
-    """The HTTP answer for `error`."""
+def answer(
+    error: ProxyError, body: Mapping[str, Any], extra: Mapping[str, str] | None = None
+) -> Response:
+    """The HTTP answer for `error`, worded as `body`."""
     headers = {name.lower(): value for name, value in error.headers.items()}
     # The name belongs to our own id, which the middleware adds.
     upstream_id = headers.pop(HEADER, None)
     if upstream_id is not None:
         headers["x-upstream-request-id"] = upstream_id
     return Response(
-        orjson.dumps(error.body()),
+        orjson.dumps(body),
         status_code=error.status,
         media_type="application/json",
         headers={**headers, **(extra or {})},
@@ -58,14 +63,20 @@ def internal_error() -> ProxyError:
     return ProxyError("The proxy met an internal error.", code="internal_error")
 
 
-def install(app: FastAPI, service: Service) -> None:
-    """Answer all errors of `app` in OpenAI's shape."""
+def install(app: FastAPI, service: Service, shape_of: Callable[[str], Shape]) -> None:
+    """Answer all errors of `app`, each in the shape of its path's API."""
+
+    def said(
+        request: Request, error: ProxyError, extra: Mapping[str, str] | None = None
+    ) -> Response:
+        shape = shape_of(request.url.path)
+        return answer(error, shape.body(error, request_id_of(request.scope)), extra)
 
     async def proxy_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ProxyError)
         service.count_error(error)
         log_error(error, request_id_of(request.scope))
-        return answer(error)
+        return said(request, error)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -78,7 +89,7 @@ def install(app: FastAPI, service: Service) -> None:
                 message = str(error.detail)
         refused = RequestError(message, status=error.status_code, headers=dict(error.headers or {}))
         service.count_error(refused)
-        return answer(refused)
+        return said(request, refused)
 
     async def client_gone(request: Request, error: Exception) -> Response:
         # Left while sending its request: nobody reads this answer.
@@ -88,7 +99,7 @@ def install(app: FastAPI, service: Service) -> None:
         internal = internal_error()
         service.count_error(internal)
         # Outside all other middleware, so the id must be added here.
-        return answer(internal, {HEADER: request_id_of(request.scope)})
+        return said(request, internal, {HEADER: request_id_of(request.scope)})
 
     app.add_exception_handler(ProxyError, proxy_error)
     app.add_exception_handler(HTTPException, http_error)

@@ -13,7 +13,7 @@ from stream_aligner_proxy.core.errors import RequestError
 from stream_aligner_proxy.core.records import NEUTRAL, ChatRequest, Mode, Scope
 
 # What the proxy asks for itself: the upstream client adds its own.
-_OURS = ("stream", "stream_options")
+_OURS = ("stream", "stream_options", "n")
 _STRUCTURED = ("json_object", "json_schema")
 
 SCOPE_OF: Mapping[Mode, Scope] = {
@@ -29,6 +29,7 @@ class Plan:
 
     `passthrough` names the field for whose sake an aligned mode became `off`. `strength`: see
     `Review`. `relay_body` is what the upstream gets in mode `off`: all but the extension field.
+    `choices`: so many replies are asked for, each in a request of its own.
     """
 
     request: ChatRequest
@@ -39,6 +40,12 @@ class Plan:
     passthrough: str | None
     strength: float
     relay_body: Mapping[str, Any]
+    choices: int = 1
+
+    @property
+    def tells_sentences(self) -> bool:
+        """Whether sentences come back with their history."""
+        return self.provenance and self.mode is not Mode.OFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +125,7 @@ def decide(
         passthrough=passthrough,
         strength=rules.strength if strength is None else strength,
         relay_body=relay_body,
+        choices=body.n or 1,
     )
 
 
@@ -138,8 +146,6 @@ def _check_strength(strength: float, strengths: tuple[float, float]) -> None:
 
 def _refuse_unalignable(body: ChatBody, mode: Mode, rules: Rules) -> None:
     """Say no to what would be wrong over rewritten text, rather than be quietly wrong."""
-    if body.n is not None and body.n > 1:
-        _refuse("n", "only one choice can be aligned per request", mode, rules)
     if body.logprobs:
         _refuse("logprobs", "log probabilities do not belong to rewritten text", mode, rules)
     if body.top_logprobs:

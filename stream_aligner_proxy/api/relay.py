@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from stream_aligner_proxy.api.faces.face import Shape
 from stream_aligner_proxy.api.plan import Plan
 from stream_aligner_proxy.api.response import EVENT_STREAM_HEADERS, HttpOut, WatchedResponse
 from stream_aligner_proxy.core.errors import ProxyError
@@ -23,9 +24,12 @@ class RelayResponse(WatchedResponse):
         request_id: str,
         headers: Callable[[], Mapping[str, str]],
         count_error: Callable[[ProxyError], None],
+        shape: Shape,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(request_id=request_id, headers=headers, count_error=count_error)
+        super().__init__(
+            request_id=request_id, headers=headers, count_error=count_error, shape=shape
+        )
         self._upstream = upstream
         self._plan = plan
         self._observers = observers

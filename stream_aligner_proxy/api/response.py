@@ -7,19 +7,18 @@ until then is an HTTP error with its own status; after it, an error is one SSE f
 
 import asyncio
 import logging
-import time
-import uuid
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from stream_aligner_proxy.api.errors import answer, internal_error, log_error
-from stream_aligner_proxy.api.frames import DONE, Chunks, Gatherer, error_frame
+from stream_aligner_proxy.api.faces.face import Events, Face, Shape, Whole
+from stream_aligner_proxy.api.plan import Plan
 from stream_aligner_proxy.core.errors import Overloaded, ProxyError
 from stream_aligner_proxy.core.records import Delivery, Finished
-from stream_aligner_proxy.session import Reply
+from stream_aligner_proxy.session import Reply, first_error
 
 _log = logging.getLogger(__name__)
 
@@ -72,10 +71,12 @@ class HttpOut:
         self._ended = True
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
-    async def refuse(self, error: ProxyError, headers: Mapping[str, str]) -> None:
+    async def refuse(
+        self, error: ProxyError, headers: Mapping[str, str], body: Mapping[str, Any]
+    ) -> None:
         """Answer with an HTTP error; only before `start`."""
         self.started = self._ended = True
-        await answer(error, dict(headers))(self._scope, self._receive, self._send)
+        await answer(error, body, headers)(self._scope, self._receive, self._send)
 
 
 def _shutting_down() -> ProxyError:
@@ -91,8 +92,10 @@ class WatchedResponse(Response):
         request_id: str,
         headers: _Headers,
         count_error: Callable[[ProxyError], None],
+        shape: Shape,
     ) -> None:
         super().__init__()
+        self._shape = shape
         self._request_id = request_id
         self._reply_headers = headers
         self._count_error = count_error
@@ -125,96 +128,126 @@ class WatchedResponse(Response):
         self._count_error(error)
         log_error(error, self._request_id)
         if out.started:
-            await out.end(error_frame(error) + DONE)
+            await out.end(self._shape.end(error, self._request_id))
         else:
-            await out.refuse(error, self._reply_headers())
+            body = self._shape.body(error, self._request_id)
+            await out.refuse(error, self._reply_headers(), body)
 
 
 class _Running(Protocol):
     async def run(self, reply: Reply) -> Finished: ...
 
 
-class _Events:
+class _Stream:
     """Writes deliveries as SSE."""
 
-    def __init__(self, out: HttpOut, headers: _Headers, chunks: Chunks) -> None:
+    def __init__(self, out: HttpOut, headers: _Headers, events: Events) -> None:
         self._out = out
         self._headers = headers
-        self._chunks = chunks
+        self._events = events
+        self._begun = False
+        self._beginning = asyncio.Lock()
 
-    async def deliver(self, delivery: Delivery) -> None:
-        event = self._chunks.delivery(delivery)
+    async def deliver(self, delivery: Delivery, choice: int) -> None:
+        if event := self._events.delivery(delivery, choice):
+            await self._write(event)
+
+    async def ended(self, finished: Finished, choice: int) -> None:
+        await self._write(self._events.finished(finished, choice))
+
+    async def finish(self, finished: Sequence[Finished]) -> None:
+        await self._out.end(self._events.last(finished))
+
+    async def _write(self, event: bytes) -> None:
+        if not self._begun:
+            async with self._beginning:  # or another choice would be written before the first words
+                if not self._begun:
+                    await self._out.start({**self._headers(), **EVENT_STREAM_HEADERS})
+                    event = self._events.first() + event
+                    self._begun = True
         if event:
-            await self._out.write(await self._start() + event)
-
-    async def finish(self, finished: Finished) -> None:
-        await self._out.end(await self._start() + self._chunks.last(finished))
-
-    async def _start(self) -> bytes:
-        if self._out.started:
-            return b""
-        await self._out.start({**self._headers(), **EVENT_STREAM_HEADERS})
-        return self._chunks.first()
+            await self._out.write(event)
 
 
-class _Whole:
+class _Gathering:
     """Gathers the same deliveries into one JSON body."""
 
-    def __init__(self, out: HttpOut, headers: _Headers, gatherer: Gatherer) -> None:
+    def __init__(self, out: HttpOut, headers: _Headers, whole: Whole) -> None:
         self._out = out
         self._headers = headers
-        self._gatherer = gatherer
+        self._whole = whole
 
-    async def deliver(self, delivery: Delivery) -> None:
-        self._gatherer.add(delivery)
+    async def deliver(self, delivery: Delivery, choice: int) -> None:
+        self._whole.add(delivery, choice)
 
-    async def finish(self, finished: Finished) -> None:
-        body = self._gatherer.completion(finished)
+    async def ended(self, finished: Finished, choice: int) -> None:
+        pass
+
+    async def finish(self, finished: Sequence[Finished]) -> None:
+        body = self._whole.completion(finished)
         described = {"content-type": "application/json", "content-length": str(len(body))}
         await self._out.start({**self._headers(), **described})
         await self._out.end(body)
 
 
+class _Choice:
+    """Where the session of one choice delivers."""
+
+    def __init__(self, writer: _Stream | _Gathering, choice: int) -> None:
+        self._writer = writer
+        self._number = choice
+
+    async def deliver(self, delivery: Delivery) -> None:
+        await self._writer.deliver(delivery, self._number)
+
+    async def take(self, session: _Running) -> Finished:
+        """The whole of one choice."""
+        finished = await session.run(self)
+        await self._writer.ended(finished, self._number)
+        return finished
+
+
 class ReplyResponse(WatchedResponse):
-    """An aligned reply, as a stream of chunks or as one completion: the same session either way."""
+    """Aligned replies, one for each choice, as a stream or as one object: the same sessions either
+    way."""
 
     def __init__(
         self,
-        session: _Running,
+        sessions: Sequence[_Running],
+        plan: Plan,
+        face: Face,
         *,
-        model: str,
-        stream: bool,
-        include_usage: bool,
-        provenance: bool,
-        request_id: str,
         headers: _Headers,
         count_error: Callable[[ProxyError], None],
     ) -> None:
-        super().__init__(request_id=request_id, headers=headers, count_error=count_error)
-        self._session = session
-        self._model = model
-        self._stream = stream
-        self._include_usage = include_usage
-        self._provenance = provenance
+        request_id = plan.request.request_id
+        super().__init__(
+            request_id=request_id, headers=headers, count_error=count_error, shape=face.shape
+        )
+        self._sessions = sessions
+        self._plan = plan
+        self._face = face
 
     async def write_to(self, out: HttpOut) -> None:
-        reply_id, created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
-        writer: _Events | _Whole
-        if self._stream:
-            chunks = Chunks(
-                reply_id=reply_id,
-                created=created,
-                model=self._model,
-                include_usage=self._include_usage,
-                provenance=self._provenance,
-            )
-            writer = _Events(out, self._reply_headers, chunks)
+        writer: _Stream | _Gathering
+        if self._plan.stream:
+            writer = _Stream(out, self._reply_headers, self._face.events(self._plan))
         else:
-            gatherer = Gatherer(
-                reply_id=reply_id,
-                created=created,
-                model=self._model,
-                provenance=self._provenance,
-            )
-            writer = _Whole(out, self._reply_headers, gatherer)
-        await writer.finish(await self._session.run(writer))
+            writer = _Gathering(out, self._reply_headers, self._face.whole(self._plan))
+        if len(self._sessions) == 1:
+            finished = [await _Choice(writer, 0).take(self._sessions[0])]
+        else:
+            finished = await self._take_all(writer)
+        await writer.finish(finished)
+
+    async def _take_all(self, writer: _Stream | _Gathering) -> list[Finished]:
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(_Choice(writer, number).take(session))
+                    for number, session in enumerate(self._sessions)
+                ]
+        except BaseExceptionGroup as failed:
+            # One that failed ends them all; what failed first is what the client is told.
+            raise first_error(failed) from failed
+        return [task.result() for task in tasks]

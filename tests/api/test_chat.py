@@ -264,3 +264,27 @@ async def test_mode_off_relays_the_events_of_the_upstream_unread() -> None:
     assert frames[0]["id"] == "chatcmpl-1"  # the upstream's own
     assert len([f for f in frames if f != "[DONE]" and text_of([f])]) == len(REPLY.split())
     assert response.headers["x-accel-buffering"] == "no"
+
+
+async def test_several_choices_are_aligned_each_and_their_chunks_interleave() -> None:
+    async with proxy(aligner=replacing(eats="She eats two.")) as p:
+        frames = await p.frames(n=3, seed=7, stream_options={"include_usage": True})
+        whole = (await p.post(n=3)).json()
+        asked = [r.body["seed"] for r in p.upstream.requests if "seed" in r.body]
+    assert {7, 8, 9} <= set(asked)
+    texts = {0: "", 1: "", 2: ""}
+    ends = []
+    for frame in frames[:-1]:
+        for choice in frame["choices"]:
+            texts[choice["index"]] += choice["delta"].get("content") or ""
+            if choice["finish_reason"]:
+                ends.append(choice["index"])
+    assert sorted(ends) == [0, 1, 2]
+    assert len(set(texts.values())) == 1
+    assert "She eats two." in texts[0]
+    assert [choice["message"]["content"] for choice in whole["choices"]] == list(texts.values())
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
+    assert frames[-1] == "[DONE]"
+    usage = frames[-2]["usage"]
+    assert usage["completion_tokens"] == whole["usage"]["completion_tokens"]
+    assert whole["stream_aligner"]["cost"]["corrections"] == 3

@@ -16,10 +16,10 @@ pytestmark = pytest.mark.anyio
 
 async def test_what_cannot_be_aligned_says_what_to_do_instead() -> None:
     async with proxy() as p:
-        assert '"mode": "off"' in error_of(await p.post(n=2))["message"]
-        assert (await p.post(n=2, stream_aligner={"mode": "off"})).status_code == 200
+        assert '"mode": "off"' in error_of(await p.post(logprobs=True))["message"]
+        assert (await p.post(logprobs=True, stream_aligner={"mode": "off"})).status_code == 200
     async with proxy(alignment={"allow_override": False}) as p:
-        assert "operator" in error_of(await p.post(n=2))["message"]
+        assert "operator" in error_of(await p.post(logprobs=True))["message"]
 
 
 async def test_json_output_is_refused_where_the_reviewing_must_hold() -> None:

@@ -2,15 +2,38 @@
 
 import orjson
 
-from stream_aligner_proxy.api.frames import Chunks, Gatherer
-from stream_aligner_proxy.core.records import Committed, Cost, Delivery, Finished, Mode, Usage
+from stream_aligner_proxy.api.faces.chat import Chunks, Gatherer
+from stream_aligner_proxy.api.plan import Plan
+from stream_aligner_proxy.core.records import (
+    ChatRequest,
+    Committed,
+    Cost,
+    Delivery,
+    Finished,
+    Mode,
+    Usage,
+)
+
+
+def plan(**differs) -> Plan:
+    fields = {
+        "request": ChatRequest("m", {}, ()),
+        "mode": Mode.STREAM,
+        "stream": False,
+        "include_usage": False,
+        "provenance": False,
+        "passthrough": None,
+        "strength": 0.5,
+        "relay_body": {},
+    }
+    return Plan(**(fields | differs))
 
 
 def completion(*deliveries: Delivery, usage: Usage | None = None) -> dict:
-    gatherer = Gatherer(reply_id="r", created=1, model="m", provenance=False)
+    gatherer = Gatherer(plan())
     for delivery in deliveries:
         gatherer.add(delivery)
-    return orjson.loads(gatherer.completion(Finished("stop", usage, Cost(), Mode.STREAM, "none")))
+    return orjson.loads(gatherer.completion([Finished("stop", usage, Cost(), Mode.STREAM, "none")]))
 
 
 def test_content_that_is_not_text_stands_beside_the_text_and_does_not_replace_it():
@@ -30,15 +53,15 @@ def test_the_total_of_the_upstream_is_not_counted_again():
 def test_a_sentence_that_came_in_two_parts_has_one_record_in_its_last_chunk():
     unit = Committed(0, "One bad.", "One good.", "replace", 0, review=0)
     parts = [Delivery("One go"), Delivery("od.", unit=unit, review_seconds=0.1)]
-    chunks = Chunks(reply_id="r", created=1, model="m", include_usage=False, provenance=True)
+    chunks = Chunks(plan(provenance=True))
     events = [orjson.loads(chunks.delivery(part)[6:]) for part in parts]
     assert "".join(event["choices"][0]["delta"]["content"] for event in events) == "One good."
     assert "stream_aligner" not in events[0]
     assert events[1]["stream_aligner"]["sentence"]["text"] == "One good."
-    gatherer = Gatherer(reply_id="r", created=1, model="m", provenance=True)
+    gatherer = Gatherer(plan(provenance=True))
     for part in parts:
         gatherer.add(part)
     finished = Finished("stop", None, Cost(), Mode.STREAM, "none")
-    body = orjson.loads(gatherer.completion(finished))
+    body = orjson.loads(gatherer.completion([finished]))
     assert body["choices"][0]["message"]["content"] == "One good."
     assert [s["text"] for s in body["stream_aligner"]["sentences"]] == ["One good."]

@@ -11,6 +11,7 @@ import orjson
 import pytest
 import uvicorn
 
+from stream_aligner_proxy.api.faces.chat import CHAT
 from stream_aligner_proxy.api.plan import Plan
 from stream_aligner_proxy.api.relay import RelayResponse
 from stream_aligner_proxy.api.response import ReplyResponse
@@ -139,16 +140,8 @@ async def test_a_client_that_does_not_read_slows_the_upstream_down() -> None:
     request = ChatRequest("m", {}, ())
     policy = Policy()
     session = Session(request, upstream=upstream, aligner=FunctionAligner(), policy=policy)
-    response = ReplyResponse(
-        session,
-        model="m",
-        stream=True,
-        include_usage=False,
-        provenance=False,
-        request_id="r",
-        headers=dict,
-        count_error=lambda error: None,
-    )
+    plan = Plan(request, Mode.STREAM, True, False, False, None, 0.5, {})
+    response = ReplyResponse([session], plan, CHAT, headers=dict, count_error=lambda error: None)
     client = SlowClient()
     task = asyncio.create_task(response({"type": "http"}, client.receive, client.send))
     await asyncio.wait_for(client.waiting.wait(), 5)
@@ -186,6 +179,7 @@ async def test_a_relayed_stream_waits_for_its_client_too() -> None:
         request_id="r",
         headers=dict,
         count_error=lambda error: None,
+        shape=CHAT.shape,
     )
     client = SlowClient()
     task = asyncio.create_task(response({"type": "http"}, client.receive, client.send))

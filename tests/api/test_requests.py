@@ -78,7 +78,7 @@ def test_a_malformed_body_is_a_400_that_names_the_field(
         ({"max_tokens": "many"}, "max_tokens"),
         ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
         ({"n": 0}, "n"),
-        ({"n": 2}, "n"),
+        ({"n": 129}, "n"),
         ({"logprobs": True}, "logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"modalities": ["text", "audio"]}, "modalities"),

@@ -161,8 +161,8 @@ def test_an_error_in_the_middle_raises_after_what_was_reviewed(start):
 
 def test_refusals_have_the_sdks_own_classes_and_a_request_id(client):
     with pytest.raises(openai.BadRequestError) as raised:
-        client.chat.completions.create(model="scripted", messages=MESSAGES, n=2)
-    assert raised.value.param == "n"
+        client.chat.completions.create(model="scripted", messages=MESSAGES, logprobs=True)
+    assert raised.value.param == "logprobs"
     assert raised.value.request_id
 
 

@@ -51,8 +51,10 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     batch: int = 32,
+    chances: bool = True,
 ) -> Report:
-    """`limit`: so many rows at most, drawn by `seed`. Raises `ConfigError` and `DataError`."""
+    """`limit`: so many rows at most, drawn by `seed`. Without `chances` there is no calibration.
+    Raises `ConfigError` and `DataError`."""
     judge = Judge(folder, profile=profile, batch=batch)
     every = list(read(paths))
     samples = [s for s in every if s.review.scope in judge.profile.scopes]
@@ -61,7 +63,11 @@ def evaluate(
     if limit is not None and limit < len(samples):
         samples = random.Random(seed).sample(samples, limit)
     with tqdm(total=len(samples), unit="row", disable=not sys.stderr.isatty()) as bar:
-        answers = judge.answer(samples, lambda done: bar.update(done))  # noqa: PLW0108  (its result)
+        answers = judge.answer(
+            samples,
+            lambda done: bar.update(done),  # noqa: PLW0108  (its result)
+            chances=chances,
+        )
     rows = [judged(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
     facts = {
         "aligner": folder.name,

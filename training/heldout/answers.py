@@ -55,7 +55,9 @@ class Judge:
         place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32
+            )
         except (OSError, ValueError) as error:
             raise ConfigError(f"{folder.name}: is no model that can be loaded") from error
         self._model = model.eval().to(place)

@@ -106,6 +106,7 @@ def score(rows: Sequence[Judged]) -> Scores:
     alone = [row for row in rows if row.left_alone]
     bins = _bins(rows)
     gap = sum(abs(b.count * b.chance - b.kept) for b in bins)
+    counted = sum(b.count for b in bins)
     return Scores(
         rows=len(rows),
         keep_precision=_share(alone, lambda row: row.keep),
@@ -117,7 +118,7 @@ def score(rows: Sequence[Judged]) -> Scores:
         unreadable=_share(rows, lambda row: row.got is None),
         likeness=_mean(likeness(row.got or "", row.expected) for row in change),
         likeness_before=_mean(likeness(row.sentence, row.expected) for row in change),
-        calibration_error=gap / len(rows) if rows else math.nan,
+        calibration_error=gap / counted if counted else math.nan,
         brier=_mean((row.keep_chance - row.keep) ** 2 for row in rows),
         bins=bins,
     )
@@ -132,6 +133,8 @@ def by_source(rows: Sequence[Judged]) -> dict[str, Scores]:
 def _bins(rows: Sequence[Judged]) -> list[Bin]:
     sorted_in: list[list[Judged]] = [[] for _ in range(BINS)]
     for row in rows:
+        if math.isnan(row.keep_chance):
+            continue  # nobody asked for it
         sorted_in[min(BINS - 1, int(row.keep_chance * BINS))].append(row)
     return [
         Bin(len(some), _mean(row.keep_chance for row in some), sum(row.keep for row in some))

@@ -1,0 +1,46 @@
+"""Reading a request: its body within the limit, and the headers that may go on."""
+
+from fastapi import Request
+
+from stream_aligner_proxy.core.errors import RequestError
+
+_FORWARDED = (
+    "authorization",
+    "openai-organization",
+    "openai-project",
+    "traceparent",
+    "tracestate",
+)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, no more than `limit` bytes of it."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise RequestError(
+            "The request body must not be compressed (content-encoding).",
+            status=415,
+            code="unsupported_encoding",
+            headers={"connection": "close"},
+        )
+    too_large = RequestError(
+        f"The request body is larger than {limit} bytes.",
+        status=413,
+        code="request_too_large",
+        # What was not read would otherwise have to be read before the next request.
+        headers={"connection": "close"},
+    )
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise too_large
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
+def forwarded(request: Request) -> dict[str, str]:
+    """The client's headers that may go on; the upstream client decides by its own key."""
+    return {name: request.headers[name] for name in _FORWARDED if name in request.headers}

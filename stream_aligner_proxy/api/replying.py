@@ -1,0 +1,104 @@
+"""From a request, read as a chat request, to the response that writes the reply."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from fastapi import Request
+from starlette.responses import Response
+
+from stream_aligner_proxy.api.faces.face import Face
+from stream_aligner_proxy.api.plan import Plan, decide
+from stream_aligner_proxy.api.reading import forwarded
+from stream_aligner_proxy.api.relay import RelayResponse
+from stream_aligner_proxy.api.request_id import request_id_of
+from stream_aligner_proxy.api.response import ReplyResponse
+from stream_aligner_proxy.api.schemas import ChatBody
+from stream_aligner_proxy.api.service import Service, Treatment
+from stream_aligner_proxy.core.records import ChatRequest, Mode
+from stream_aligner_proxy.session import Session
+from stream_aligner_proxy.upstream.routing.lease import Lease
+
+
+async def reply(
+    service: Service,
+    request: Request,
+    raw: Mapping[str, Any],
+    body: ChatBody,
+    face: Face,
+    *,
+    relayed: bool = False,
+) -> Response:
+    """The reply to a chat request, in the words of `face`.
+
+    `relayed`: the upstreams speak this API too, so that in mode `off` the upstream's answer passes
+    through as it came. Raises `ProxyError`.
+    """
+    treatment = service.treatment(body.model)
+    plan = decide(
+        raw,
+        body,
+        treatment.rules,
+        scopes=treatment.aligner.scopes,
+        strengths=treatment.aligner.strengths,
+        headers=forwarded(request),
+        request_id=request_id_of(request.scope),
+    )
+    first = await service.lease(plan.request)
+
+    def headers() -> dict[str, str]:
+        """Known when the reply begins: until then another upstream may have to write it."""
+        return _reply_headers(plan, first, service.show_upstream)
+
+    if plan.mode is Mode.OFF and relayed and first.relays:
+        return RelayResponse(
+            first,
+            plan,
+            observers=service.observers,
+            request_id=plan.request.request_id,
+            headers=headers,
+            count_error=service.count_error,
+            shape=face.shape,
+        )
+    leases = [first, *[await service.lease(plan.request) for _ in range(plan.choices - 1)]]
+    sessions = [
+        _session(service, treatment, plan, choice, lease) for choice, lease in enumerate(leases)
+    ]
+    return ReplyResponse(sessions, plan, face, headers=headers, count_error=service.count_error)
+
+
+def _session(
+    service: Service, treatment: Treatment, plan: Plan, choice: int, lease: Lease
+) -> Session:
+    return Session(
+        _of_choice(plan.request, choice),
+        upstream=lease,
+        aligner=treatment.aligner,
+        policy=treatment.policy(plan.mode, plan.strength),
+        observers=service.observers,
+    )
+
+
+def _of_choice(request: ChatRequest, choice: int) -> ChatRequest:
+    """A request of its own for each choice: with a seed of its own, or all would be the same, and
+    an id of its own, or servers would take them for one."""
+    if not choice:
+        return request
+    body, seed = dict(request.body), request.body.get("seed")
+    if isinstance(seed, int):
+        body["seed"] = seed + choice
+    own = request.request_id and f"{request.request_id}-c{choice}"
+    return replace(request, body=body, request_id=own)
+
+
+def _reply_headers(plan: Plan, upstream: Lease, show_upstream: bool) -> dict[str, str]:
+    headers = {"x-stream-aligner-mode": str(plan.mode), "x-stream-aligner-continuation": "none"}
+    if plan.mode is Mode.STREAM:
+        continuation = upstream.way(plan.request)
+        headers["x-stream-aligner-continuation"] = continuation.way
+        headers["x-stream-aligner-class"] = continuation.found
+    if show_upstream:
+        headers["x-stream-aligner-upstream"] = upstream.name
+    if plan.passthrough is not None:
+        headers["x-stream-aligner-passthrough"] = plan.passthrough
+    return headers
