@@ -44,7 +44,7 @@ _ROUND = ("warmup.rows=0", "correction.lr=5e-4")
 
 
 def _size(name: str, says: str, shape: Shape, lr: float) -> Variant:
-    return Variant(name, says, settings=(f"correction.lr={lr}",), shape=shape)
+    return Variant(name, says, settings=(f"correction.lr={lr}",), shape=shape, share=0.5)
 
 
 BASE = Variant(
@@ -73,7 +73,7 @@ CHOICES = (
     ),
     Variant("half-own", "half of the rows are the upstream's own sentences", rows="half"),
 )
-# As many tokens each: a small one has seen its bytes more often than a large one can in minutes.
+# As many tokens each, of a base and of half as many rows: twenty million parameters are slow here.
 SIZES = (
     _size("size-1m", "1.1 million parameters", Shape(128, 5, 2, 2, 320), 3e-3),
     _size("size-3m", "3.3 million", Shape(256, 4, 4, 4, 640), 1.5e-3),
