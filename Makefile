@@ -14,9 +14,12 @@ STAMP_TRAIN := $(VENV_TRAIN)/.installed
 # llama.cpp's server is built from source, once: five minutes on two cores.
 LLAMACPP       := .llamacpp
 STAMP_LLAMACPP := $(LLAMACPP)/.installed
+# The openai package for Node, for a test; NODE_REQUIRED=1 makes it an error to have none.
+NODE       := tests/e2e/node
+STAMP_NODE := $(NODE)/node_modules/.installed
 PORT   ?= 8000
 
-.PHONY: help install demo test check unit vllm llamacpp training-tests train bench demo-models format clean
+.PHONY: help install demo test check unit vllm llamacpp node training-tests train bench demo-models format clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -33,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## start the proxy with its embedded tiny upstream and tiny aligner
 	$(BIN)/stream-aligner demo --port $(PORT)
 
-test: check llamacpp unit vllm training-tests ## everything CI runs
+test: check llamacpp node unit vllm training-tests ## everything CI runs
 
 check: $(STAMP) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -71,6 +74,12 @@ $(STAMP_LLAMACPP): tests/continuation/install_llamacpp.py | $(STAMP)
 	$(BIN)/python tests/continuation/install_llamacpp.py $(LLAMACPP) && touch $@ || \
 	    { status=$$?; rm -f $@; [ $$status = 3 ] && [ -z "$(LLAMACPP_REQUIRED)" ]; }
 
+$(STAMP_NODE): $(NODE)/package.json $(NODE)/package-lock.json
+	@if command -v npm >/dev/null; then cd $(NODE) && npm ci --silent --ignore-scripts --no-audit --no-fund && touch node_modules/.installed; \
+	else echo "node: skipped, there is no npm here"; [ -z "$(NODE_REQUIRED)" ]; fi
+
+node: $(STAMP_NODE) ## the openai package for Node, which a test is a client of
+
 llamacpp: $(STAMP_LLAMACPP) ## build llama.cpp's server for the tests that need it
 
 bench: $(STAMP) ## every benchmark: tables on the screen, JSON in bench/results
@@ -100,4 +109,4 @@ format: $(STAMP) ## let ruff format and fix
 	$(BIN)/ruff check --fix .
 
 clean:          ## remove the virtual environment and caches
-	rm -rf $(VENV) $(VENV_VLLM) $(VENV_TRAIN) $(LLAMACPP) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_TRAIN) $(LLAMACPP) $(NODE)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -7,7 +7,7 @@ A script is a YAML mapping:
     chunk: {by: words}       # words | characters | tokens | random; size, seed
     pace: 0.0                # seconds before each chunk
     rules:                   # the first that matches is used
-      - when: "(?i)train"    # regex searched in the last user message; default: all
+      - when: "(?i)train"    # regex searched in the last message of a user or tool; default: all
         after: "12 left\\.$"  # regex searched in the prefix; such a rule answers continuations only
         reply: " So 12 are left."
 

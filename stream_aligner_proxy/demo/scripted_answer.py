@@ -69,7 +69,7 @@ class Answer:
         prefix = _text(last.get("content")) if last.get("role") == "assistant" else ""
         self._request.prefix = prefix
         question: dict[str, Any] = next(
-            (m for m in reversed(messages) if m.get("role") == "user"), {}
+            (m for m in reversed(messages) if m.get("role") in ("user", "tool")), {}
         )
         if prefix and self._script.prefill == "rejects":
             await respond(

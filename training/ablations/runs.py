@@ -21,7 +21,7 @@ from training.mistakes import collect
 from training.pretrain import PretrainConfig, pretrain
 from training.world.problems import problems
 
-HELD_OUT = 500
+ASKED, HELD_OUT = 500, 200  # rows to measure on, and to choose the best checkpoint by
 _BASE = Path(__file__).parent.parent / "configs" / "demo-aligner-base.yaml"
 _PRETRAINING = 600  # steps of 4,608 tokens
 _CONVERSATION = 3.5  # sentences that a conversation brings, about
@@ -93,21 +93,26 @@ def run(variant: Variant, out: Path, count: int, asked: int, threads: int) -> di
         # Held-out rows are those of the base's mix, so that all are asked the same; whole answers
         # can only be asked about whole answers.
         held = variant.mix if variant.mode == "whole" else MIX
-        write(data / "heldout.jsonl", rows("test", 1, HELD_OUT, held))
+        write(out / "asked.jsonl", rows("test", 1, ASKED, held))
+        write(data / "heldout.jsonl", rows("test", 2, HELD_OUT, held))
     if variant.prefer:
         _prefer(variant, out, start)
     else:
         if not (data / "train.jsonl").is_file():
             write(data / "train.jsonl", iter(_train_rows(variant, round(count * variant.share))))
         train(out, "tiny-cpu", list(variant.settings), threads, start)
-    row = {"variant": variant.name, "says": variant.says, **measure(variant, model, data, asked)}
+    row = {
+        "variant": variant.name,
+        "says": variant.says,
+        **measure(variant, model, out / "asked.jsonl", asked),
+    }
     done.write_text(json.dumps(row, indent=1) + "\n")
     return row
 
 
-def measure(variant: Variant, model: Path, data: Path, asked: int) -> dict[str, Any]:
+def measure(variant: Variant, model: Path, heldout: Path, asked: int) -> dict[str, Any]:
     """Shares with their 95 % intervals on held-out rows; the loop on held-out problems."""
-    scores = evaluate(model, [data / "heldout.jsonl"], chances=False).overall
+    scores = evaluate(model, [heldout], chances=False).overall
     found: dict[str, Any] = {}
     for name in ("keep_recall", "fixed"):
         share = getattr(scores, name)
