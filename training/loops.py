@@ -75,8 +75,13 @@ class ModelReviewer:
 
     def __call__(self, asked: Sequence[tuple[Episode, Review]]) -> list[Verdict]:
         prompts = [encode_review(self.writer, review, self.profile) for _, review in asked]
+        # What has not come to an end by then cannot be trusted, and would only take long.
+        longest = max(
+            (len(self.writer.coder.data(review.sentence)) for _, review in asked), default=0
+        )
+        written = self.writer.write(prompts, max_new=2 * longest + 32)
         verdicts = []
-        for (_, review), (ids, closed) in zip(asked, self.writer.write(prompts), strict=True):
+        for (_, review), (ids, closed) in zip(asked, written, strict=True):
             verdicts.append(self._read(review, ids, closed))
         return verdicts
 
