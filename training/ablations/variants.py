@@ -77,7 +77,6 @@ CHOICES = (
 SIZES = (
     _size("size-1m", "1.1 million parameters", Shape(128, 5, 2, 2, 320), 3e-3),
     _size("size-3m", "3.3 million", Shape(256, 4, 4, 4, 640), 1.5e-3),
-    _size("size-10m", "10.6 million", Shape(384, 6, 6, 6, 960), 1.1e-3),
     _size("size-20m", "19.8 million", Shape(512, 6, 8, 8, 1408), 7.5e-4),
 )
 # What a second round brings, each beside the plainest other use of the same rows.
