@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import openai
+import pydantic
 import pytest
 
 # The upstream is rude unless what it continues is kind.
@@ -219,3 +220,54 @@ def test_curl_without_buffering_prints_valid_events(url):
     assert lines[-1] == "data: [DONE]"
     events = [json.loads(line[6:]) for line in lines[:-1]]
     assert "".join(e["choices"][0]["delta"].get("content", "") for e in events) == ALIGNED
+
+
+class Sum(pydantic.BaseModel):
+    sum: int
+
+
+WEATHER = {
+    "id": "call_1",
+    "type": "function",
+    "function": {"name": "weather", "arguments": '{"city": "Rome"}'},
+}
+
+
+def weather(city: str) -> dict:
+    parameters = {"type": "object", "properties": {city: {"type": "string"}}}
+    return {"type": "function", "function": {"name": "weather", "parameters": parameters}}
+
+
+def test_json_is_parsed_into_a_model(start):
+    stack = start(script={"rules": [{"reply": '{"sum": 4}'}]})
+    with openai.OpenAI(base_url=stack.url, api_key="k", max_retries=0) as client:
+        reply = client.chat.completions.parse(
+            model="scripted", messages=MESSAGES, response_format=Sum
+        )
+        assert reply.choices[0].message.parsed == Sum(sum=4)
+        with client.chat.completions.stream(
+            model="scripted", messages=MESSAGES, response_format=Sum
+        ) as stream:
+            final = stream.get_final_completion()
+    assert final.choices[0].message.parsed == Sum(sum=4)
+
+
+def test_a_tool_is_called_and_its_answer_told(start):
+    rules = [{"when": "sunny", "reply": "It is sunny."}, {"tool_calls": [WEATHER], "reply": ""}]
+    stack = start(script={"rules": rules})
+    asked = [{"role": "user", "content": "What is the weather?"}]
+    with openai.OpenAI(base_url=stack.url, api_key="k", max_retries=0) as client:
+        with client.chat.completions.stream(
+            model="scripted", messages=asked, tools=[weather("city")]
+        ) as stream:
+            message = stream.get_final_completion().choices[0].message
+        [call] = message.tool_calls
+        assert json.loads(call.function.arguments) == {"city": "Rome"}
+        asked += [
+            {"role": "assistant", "tool_calls": [WEATHER]},
+            {"role": "tool", "tool_call_id": call.id, "content": "sunny"},
+        ]
+        reply = client.chat.completions.create(
+            model="scripted", messages=asked, tools=[weather("city")]
+        )
+    assert reply.choices[0].message.content == "It is sunny."
