@@ -62,8 +62,8 @@ $(STAMP_TRAIN): tests/training/install.py constraints-training.txt pyproject.tom
 	    { status=$$?; rm -f $@; [ $$status = 3 ] && [ -z "$(TRAINING_REQUIRED)" ]; }
 
 training-tests: $(STAMP_TRAIN) ## the tests of training with TRL and DeepSpeed, in .venv-train
-	@if [ -e $(STAMP_TRAIN) ]; then $(VENV_TRAIN)/bin/python -m pytest tests/training/test_recipe_*.py tests/training/test_preference.py; \
-	else echo "tests of training.recipe: skipped, there is no DeepSpeed here"; fi
+	@if [ -e $(STAMP_TRAIN) ]; then $(VENV_TRAIN)/bin/python -m pytest tests/training/test_recipe_*.py tests/training/test_preference.py tests/training/test_data_hub.py; \
+	else echo "tests of training with TRL and DeepSpeed: skipped, they are not here"; fi
 
 train: $(STAMP_TRAIN) ## train an aligner for the demo world, measure it, say how to serve it (minutes)
 	@[ -e $(STAMP_TRAIN) ] || { echo "make train: TRL and DeepSpeed cannot be installed here"; exit 1; }
