@@ -86,7 +86,10 @@ def export(checkpoint: Path, target: Path) -> None:
 
 
 def replace(temp: Path, target: Path) -> None:
-    """Put a finished folder in a target's place."""
+    """Put a finished folder in a target's place, to be read by whoever serves it."""
+    temp.chmod(0o755)
+    for file in temp.iterdir():
+        file.chmod(0o644)  # safetensors lets its owner alone read
     if target.exists():
         shutil.rmtree(target)
     temp.rename(target)
