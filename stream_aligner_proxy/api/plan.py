@@ -6,7 +6,7 @@ untouched with a header that says so. It is the same for streams and for whole r
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from stream_aligner_proxy.api.schemas import EXTENSION, ChatBody
 from stream_aligner_proxy.core.errors import RequestError
@@ -93,7 +93,7 @@ def decide(
     if mode is not Mode.OFF:
         if body.response_format is not None and body.response_format.type in _STRUCTURED:
             if not rules.pass_structured:
-                _refuse("response_format", "only prose can be aligned", mode, rules)
+                refuse("response_format", "only prose can be aligned", mode, rules)
             mode, passthrough = Mode.OFF, "response_format"
         else:
             _refuse_unalignable(body, mode, rules)
@@ -107,7 +107,7 @@ def decide(
     provenance = extension.provenance if extension is not None else None
     strength = extension.strength if extension is not None else None
     if strength is not None and mode is not Mode.OFF:
-        _check_strength(strength, strengths)
+        check_strength(strength, strengths)
     return Plan(
         request=ChatRequest(
             model=body.model,
@@ -129,7 +129,10 @@ def decide(
     )
 
 
-def _check_strength(strength: float, strengths: tuple[float, float]) -> None:
+def check_strength(
+    strength: float, strengths: tuple[float, float], param: str = f"{EXTENSION}.strength"
+) -> None:
+    """Raises `RequestError` for a strength that the aligner does not obey."""
     least, most = strengths
     if least <= strength <= most:
         return
@@ -138,8 +141,8 @@ def _check_strength(strength: float, strengths: tuple[float, float]) -> None:
     else:
         allowed = f"this server's aligner obeys {least:g} to {most:g}"
     raise RequestError(
-        f"'{EXTENSION}.strength' cannot be {strength:g}: {allowed}.",
-        param=f"{EXTENSION}.strength",
+        f"'{param}' cannot be {strength:g}: {allowed}.",
+        param=param,
         code="strength_not_available",
     )
 
@@ -147,14 +150,15 @@ def _check_strength(strength: float, strengths: tuple[float, float]) -> None:
 def _refuse_unalignable(body: ChatBody, mode: Mode, rules: Rules) -> None:
     """Say no to what would be wrong over rewritten text, rather than be quietly wrong."""
     if body.logprobs:
-        _refuse("logprobs", "log probabilities do not belong to rewritten text", mode, rules)
+        refuse("logprobs", "log probabilities do not belong to rewritten text", mode, rules)
     if body.top_logprobs:
-        _refuse("top_logprobs", "log probabilities do not belong to rewritten text", mode, rules)
+        refuse("top_logprobs", "log probabilities do not belong to rewritten text", mode, rules)
     if body.modalities is not None and body.modalities != ["text"]:
-        _refuse("modalities", "only text can be aligned", mode, rules)
+        refuse("modalities", "only text can be aligned", mode, rules)
 
 
-def _refuse(param: str, why: str, mode: Mode, rules: Rules) -> None:
+def refuse(param: str, why: str, mode: Mode, rules: Rules) -> NoReturn:
+    """Raises the `RequestError` for a field that cannot be aligned."""
     if rules.allows(Mode.OFF):
         remedy = f'or send "{EXTENSION}": {{"mode": "off"}}'
     else:

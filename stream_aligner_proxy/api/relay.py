@@ -25,6 +25,7 @@ class RelayResponse(WatchedResponse):
         headers: Callable[[], Mapping[str, str]],
         count_error: Callable[[ProxyError], None],
         shape: Shape,
+        path: str = "chat/completions",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(
@@ -32,6 +33,7 @@ class RelayResponse(WatchedResponse):
         )
         self._upstream = upstream
         self._plan = plan
+        self._path = path
         self._observers = observers
         self._clock = clock
 
@@ -57,11 +59,9 @@ class RelayResponse(WatchedResponse):
             request.headers,
             stream=self._plan.stream,
             request_id=request.request_id,
+            path=self._path,
         ) as relayed:
-            theirs = {name.lower(): value for name, value in relayed.headers.items()}
-            if (upstream_id := theirs.pop("x-request-id", None)) is not None:
-                theirs["x-upstream-request-id"] = upstream_id
-            headers = {**theirs, **self._reply_headers()}
+            headers = {**told_of(relayed.headers), **self._reply_headers()}
             if relayed.body is not None:
                 headers["content-length"] = str(len(relayed.body))
                 headers.setdefault("content-type", "application/json")
@@ -80,3 +80,12 @@ class RelayResponse(WatchedResponse):
     def _first_text(self, seconds: float) -> None:
         for observer in self._observers:
             observer.first_text(seconds)
+
+
+def told_of(theirs: Mapping[str, str]) -> dict[str, str]:
+    """An upstream's headers as the client gets them: the id under another name, for the proxy's
+    own has this one."""
+    told = {name.lower(): value for name, value in theirs.items()}
+    if (upstream_id := told.pop("x-request-id", None)) is not None:
+        told["x-upstream-request-id"] = upstream_id
+    return told

@@ -1,13 +1,13 @@
 """From a request, read as a chat request, to the response that writes the reply."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
 from starlette.responses import Response
 
-from stream_aligner_proxy.api.faces.face import Face
+from stream_aligner_proxy.api.faces.face import Face, Shape
 from stream_aligner_proxy.api.plan import Plan, decide
 from stream_aligner_proxy.api.reading import forwarded
 from stream_aligner_proxy.api.relay import RelayResponse
@@ -17,6 +17,7 @@ from stream_aligner_proxy.api.schemas import ChatBody
 from stream_aligner_proxy.api.service import Service, Treatment
 from stream_aligner_proxy.core.records import ChatRequest, Mode
 from stream_aligner_proxy.session import Session
+from stream_aligner_proxy.upstream.bodies import is_prompt
 from stream_aligner_proxy.upstream.routing.lease import Lease
 
 
@@ -34,6 +35,18 @@ async def reply(
     `relayed`: the upstreams speak this API too, so that in mode `off` the upstream's answer passes
     through as it came. Raises `ProxyError`.
     """
+    treatment, plan = planned(service, request, raw, body)
+    first = await service.lease(plan.request)
+    if plan.mode is Mode.OFF and relayed and first.relays:
+        return relay(service, plan, first, face.shape)
+    requests = [of_choice(plan.request, choice) for choice in range(plan.choices)]
+    return await written(service, treatment, plan, face, first=first, requests=requests)
+
+
+def planned(
+    service: Service, request: Request, raw: Mapping[str, Any], body: ChatBody
+) -> tuple[Treatment, Plan]:
+    """How the reply is to be treated. Raises `RequestError`."""
     treatment = service.treatment(body.model)
     plan = decide(
         raw,
@@ -44,42 +57,60 @@ async def reply(
         headers=forwarded(request),
         request_id=request_id_of(request.scope),
     )
-    first = await service.lease(plan.request)
+    return treatment, plan
+
+
+def relay(
+    service: Service, plan: Plan, upstream: Lease, shape: Shape, path: str = "chat/completions"
+) -> Response:
+    """Mode `off` where the upstream speaks the client's API."""
+    return RelayResponse(
+        upstream,
+        plan,
+        observers=service.observers,
+        request_id=plan.request.request_id,
+        headers=lambda: _reply_headers(plan, upstream, service.show_upstream),
+        count_error=service.count_error,
+        shape=shape,
+        path=path,
+    )
+
+
+async def written(
+    service: Service,
+    treatment: Treatment,
+    plan: Plan,
+    face: Face,
+    *,
+    first: Lease,
+    requests: Sequence[ChatRequest],
+) -> Response:
+    """A session for each of the `requests`, the choices; `first` is the lease of the first one.
+    Raises `ProxyError`."""
 
     def headers() -> dict[str, str]:
         """Known when the reply begins: until then another upstream may have to write it."""
-        return _reply_headers(plan, first, service.show_upstream)
+        told = _reply_headers(plan, first, service.show_upstream)
+        if is_prompt(plan.request.body):
+            completes = first.completes(plan.request)
+            told["x-stream-aligner-prompt"] = "completed" if completes else "asked"
+        return told
 
-    if plan.mode is Mode.OFF and relayed and first.relays:
-        return RelayResponse(
-            first,
-            plan,
-            observers=service.observers,
-            request_id=plan.request.request_id,
-            headers=headers,
-            count_error=service.count_error,
-            shape=face.shape,
-        )
-    leases = [first, *[await service.lease(plan.request) for _ in range(plan.choices - 1)]]
+    leases = [first, *[await service.lease(one) for one in requests[1:]]]
     sessions = [
-        _session(service, treatment, plan, choice, lease) for choice, lease in enumerate(leases)
+        Session(
+            one,
+            upstream=lease,
+            aligner=treatment.aligner,
+            policy=treatment.policy(plan.mode, plan.strength),
+            observers=service.observers,
+        )
+        for one, lease in zip(requests, leases, strict=True)
     ]
     return ReplyResponse(sessions, plan, face, headers=headers, count_error=service.count_error)
 
 
-def _session(
-    service: Service, treatment: Treatment, plan: Plan, choice: int, lease: Lease
-) -> Session:
-    return Session(
-        _of_choice(plan.request, choice),
-        upstream=lease,
-        aligner=treatment.aligner,
-        policy=treatment.policy(plan.mode, plan.strength),
-        observers=service.observers,
-    )
-
-
-def _of_choice(request: ChatRequest, choice: int) -> ChatRequest:
+def of_choice(request: ChatRequest, choice: int) -> ChatRequest:
     """A request of its own for each choice: with a seed of its own, or all would be the same, and
     an id of its own, or servers would take them for one."""
     if not choice:

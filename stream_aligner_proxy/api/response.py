@@ -128,10 +128,14 @@ class WatchedResponse(Response):
         self._count_error(error)
         log_error(error, self._request_id)
         if out.started:
-            await out.end(self._shape.end(error, self._request_id))
+            await self.break_off(out, error)
         else:
             body = self._shape.body(error, self._request_id)
             await out.refuse(error, self._reply_headers(), body)
+
+    async def break_off(self, out: HttpOut, error: ProxyError) -> None:
+        """End an answer that has begun and failed: a last event."""
+        await out.end(self._shape.end(error, self._request_id))
 
 
 class _Running(Protocol):

@@ -7,7 +7,10 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from stream_aligner_proxy.api.aligning import AlignBody, align_route
+from stream_aligner_proxy.api.completing import CompletionBody, completions_route
 from stream_aligner_proxy.api.faces.chat import CHAT
+from stream_aligner_proxy.api.forwarding import forwarding_routes
 from stream_aligner_proxy.api.reading import forwarded, read_body
 from stream_aligner_proxy.api.replying import reply
 from stream_aligner_proxy.api.schemas import ChatBody, parse
@@ -25,9 +28,12 @@ _CHAT_DOC: dict[str, Any] = {
 
 
 def body_schemas() -> dict[str, Any]:
-    """JSON schemas for the OpenAPI document: the body is parsed by hand, so FastAPI knows none."""
-    schema = ChatBody.model_json_schema(ref_template=_SCHEMA_REF)
-    return {**schema.pop("$defs", {}), "ChatBody": schema}
+    """JSON schemas for the OpenAPI document: bodies are parsed by hand, so FastAPI knows none."""
+    schemas: dict[str, Any] = {}
+    for model in (ChatBody, CompletionBody, AlignBody):
+        schema = model.model_json_schema(ref_template=_SCHEMA_REF)
+        schemas |= {**schema.pop("$defs", {}), model.__name__: schema}
+    return schemas
 
 
 def routes(service: Service) -> APIRouter:
@@ -44,11 +50,17 @@ def routes(service: Service) -> APIRouter:
         raw, body = parse(await read_body(request, service.max_body_bytes))
         return await reply(service, request, raw, body, CHAT, relayed=True)
 
+    router.include_router(completions_route(service))
+    router.include_router(align_route(service))
+    router.include_router(forwarding_routes(service))
+
+    @router.head("/v1/models", include_in_schema=False)
     @router.get("/v1/models", summary="List the models of all upstreams", tags=["models"])
     async def list_models(request: Request) -> Response:
         models = await service.directory.models(forwarded(request))
         return _json({"object": "list", "data": models})
 
+    @router.head("/v1/models/{model:path}", include_in_schema=False)
     @router.get("/v1/models/{model:path}", summary="One model", tags=["models"])
     async def get_model(request: Request, model: str) -> Response:
         for known in await service.directory.models(forwarded(request)):

@@ -4,7 +4,7 @@ The body is parsed once. The fields below are checked, because the proxy acts on
 field goes to the upstream untouched, whatever it is. Errors name the field (`param`).
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from pydantic import (
@@ -29,6 +29,7 @@ EXTENSION = "stream_aligner"
 # What orjson can write back: its reader goes deeper than its writer.
 _MAX_DEPTH = 200
 _NEEDED = "needed_here"
+_Body = TypeVar("_Body", bound=BaseModel)
 _TEXT, _PARTS, _NONE = "<text>", "<parts>", "<none>"
 
 
@@ -104,6 +105,16 @@ class Extension(BaseModel):
     strength: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)] | None = None
 
 
+def stop_strings(value: object) -> tuple[str, ...]:
+    """A field's value as stop strings, for its validator."""
+    if value is None:
+        return ()
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
+        raise PydanticCustomError("stop", "must be a string or a list of strings")
+    return tuple(stop for stop in stops if stop)
+
+
 class ChatBody(BaseModel):
     """A request to `POST /v1/chat/completions`. Fields not listed are forwarded as they are."""
 
@@ -125,12 +136,7 @@ class ChatBody(BaseModel):
     @field_validator("stop", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> tuple[str, ...]:
-        if value is None:
-            return ()
-        stops = [value] if isinstance(value, str) else value
-        if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-            raise PydanticCustomError("stop", "must be a string or a list of strings")
-        return tuple(stop for stop in stops if stop)
+        return stop_strings(value)
 
     def conversation(self) -> tuple[Turn, ...]:
         return tuple(Turn(message.role, message.text()) for message in self.messages)
@@ -144,6 +150,12 @@ class ChatBody(BaseModel):
 
 def parse(raw: bytes) -> tuple[dict[str, Any], ChatBody]:
     """The body as sent, and the fields of it that are read. Raises `RequestError`."""
+    body = parse_object(raw)
+    return body, validated(ChatBody, body)
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """A request's body, which must be a JSON object. Raises `RequestError`."""
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -156,8 +168,13 @@ def parse(raw: bytes) -> tuple[dict[str, Any], ChatBody]:
         raise RequestError("The request body must be a JSON object.", code="invalid_json")
     if raw.count(b"[") + raw.count(b"{") > _MAX_DEPTH and _too_deep(body):
         raise RequestError(f"The request body is nested more than {_MAX_DEPTH} levels deep.")
+    return body
+
+
+def validated(model: type[_Body], body: object) -> _Body:
+    """The fields of `body` that `model` reads. Raises `RequestError`, which names the field."""
     try:
-        return body, ChatBody.model_validate(body)
+        return model.model_validate(body)
     except ValidationError as error:
         raise _refusal(error) from None
 
@@ -196,12 +213,11 @@ def _refusal(error: ValidationError) -> RequestError:
                 code="missing_required_parameter",
             )
         case "extra_forbidden":
-            known = ", ".join(Extension.model_fields)
-            return RequestError(
-                f"Unknown key '{param}'; '{EXTENSION}' knows: {known}.",
-                param=param,
-                code="unknown_parameter",
-            )
+            message = f"Unknown parameter: '{param}'."
+            if steps[0] == EXTENSION:
+                known = ", ".join(Extension.model_fields)
+                message = f"Unknown key '{param}'; '{EXTENSION}' knows: {known}."
+            return RequestError(message, param=param, code="unknown_parameter")
         case "union_tag_invalid" | "union_tag_not_found":
             what = "must be a string or a list of content parts"
         case "too_short" | "string_too_short":

@@ -20,9 +20,10 @@ class Mode(StrEnum):
 
 
 Scope = Literal["sentence", "whole"]
-# How an upstream is made to continue a text, best first: from the very tokens, from a partial
-# message of its own, by being told to; or not at all.
-Way = Literal["ids", "prefill", "instruct", "rewrite-only"]
+# How an upstream is made to continue a text, best first: as it writes on any prompt (plain text
+# completions only), from the very tokens, from a partial message of its own, by being told to; or
+# not at all.
+Way = Literal["prompt", "ids", "prefill", "instruct", "rewrite-only"]
 # What an upstream was found to do with a partial message.
 Found = Literal["continues", "repeats", "restarts", "rejects", "unknown"]
 

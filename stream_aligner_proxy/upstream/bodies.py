@@ -24,6 +24,9 @@ _LIMITS = ("max_tokens", "max_completion_tokens")
 _FIRST_ONLY = ("min_tokens", "echo", "request_id", "rid")
 
 
+# Of a text completion; a chat knows them not, or otherwise.
+_PROMPTS_ONLY = frozenset(("prompt", "echo", "suffix", "best_of", "logprobs"))
+
 # Told to an upstream that cannot be given a partial message.
 _GO_ON = (
     "Your last message was cut off. It ends with:\n\n{end}\n\nContinue it from exactly there. "
@@ -74,6 +77,42 @@ def branch_body(
             else:
                 sent[name] = value
     return sent
+
+
+def is_prompt(body: Mapping[str, Any]) -> bool:
+    """Whether this is a request for a plain text completion, with one `prompt`, a text."""
+    return "messages" not in body
+
+
+def prompt_body(
+    body: Mapping[str, Any], dialect: Dialect, *, prefix: str = "", max_tokens: int | None = None
+) -> dict[str, Any]:
+    """A text completion as one branch sends it: what is written already belongs to the prompt."""
+    sent = branch_body(body, dialect)
+    if prefix:
+        for name in _FIRST_ONLY:
+            sent.pop(name, None)
+        sent["prompt"] = body["prompt"] + prefix
+    if max_tokens is not None:
+        sent["max_tokens"] = max_tokens
+    return sent
+
+
+def as_chat(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A text completion for an upstream that only chats: the prompt is what the user says."""
+    if not is_prompt(body):
+        return body
+    kept = {name: value for name, value in body.items() if name not in _PROMPTS_ONLY}
+    return {**kept, "messages": [{"role": "user", "content": body["prompt"]}]}
+
+
+def choices_of(body: Mapping[str, Any]) -> int:
+    """How many replies a request asks for: `n` to each of its prompts."""
+    prompt, n = body.get("prompt"), body.get("n")
+    prompts = 1
+    if is_prompt(body) and isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        prompts = len(prompt)
+    return (n if isinstance(n, int) else 1) * prompts
 
 
 def told_to_go_on(body: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ makes the server stop. Rule: no error, repr or log line holds a key or the serve
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,19 @@ from stream_aligner_proxy.core.errors import (
     UpstreamRejected,
 )
 from stream_aligner_proxy.core.records import ChatRequest, Chunk, Continuation, Found, Way
-from stream_aligner_proxy.upstream.bodies import branch_body, told_to_go_on
+from stream_aligner_proxy.upstream.bodies import (
+    as_chat,
+    branch_body,
+    choices_of,
+    prompt_body,
+    told_to_go_on,
+)
 from stream_aligner_proxy.upstream.chunks import ChunkReader, parse_object
 from stream_aligner_proxy.upstream.continuing import ContinuedReader
 from stream_aligner_proxy.upstream.dialects import Dialect, find_dialect
 from stream_aligner_proxy.upstream.endpoint import Endpoint
-from stream_aligner_proxy.upstream.exchange import Answer, Timeouts
+from stream_aligner_proxy.upstream.exchange import Timeouts
+from stream_aligner_proxy.upstream.forwarding import RETURNED, Forwarded, forward, is_json
 from stream_aligner_proxy.upstream.probing import NOT_UNDERSTOOD, partial_body, probe
 from stream_aligner_proxy.upstream.rejections import Refusals
 from stream_aligner_proxy.upstream.streams import (
@@ -45,7 +52,8 @@ from stream_aligner_proxy.upstream.tokenizing import (
 from stream_aligner_proxy.upstream.ways import SETTINGS, Setting, Ways
 from stream_aligner_proxy.upstream.wires import Reader
 
-_RETURNED = ("content-type", "x-request-id", "openai-processing-ms", "openai-version")
+# What a server without such an address answers.
+_NO_SUCH_PATH = (404, 405, 501)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +143,10 @@ class HttpUpstream:
         """How a reply to this request would be continued; see `Ways`."""
         return self._ways.best(request.body)
 
+    def completes(self, request: ChatRequest) -> bool:
+        """Whether the prompt of a text completion is written on; else it is sent as a chat."""
+        return self._ways.completes(request.body)
+
     async def probe(self, model: str, headers: Mapping[str, str] | None = None) -> Found:
         """Find out what it does with a partial message, and whether it gives ids; remember both.
         Raises `UpstreamError`."""
@@ -173,7 +185,7 @@ class HttpUpstream:
     ) -> AsyncIterator[Chunk]:
         """Run one branch by the best way that the upstream accepts."""
         if not prefix:
-            return await stack.enter_async_context(self._run(request, "", max_tokens, "prefill"))
+            return await self._begin(stack, request, max_tokens)
         refused: list[Way] = []
         last: UpstreamError | None = None
         for way in self._ways.order(request.body):
@@ -197,6 +209,27 @@ class HttpUpstream:
         failed.upstream = self._name
         raise failed from last
 
+    async def _begin(
+        self, stack: AsyncExitStack, request: ChatRequest, max_tokens: int | None
+    ) -> AsyncIterator[Chunk]:
+        """Run the first branch. A prompt becomes a chat where the upstream writes on none, which
+        may only show now."""
+        chat = self._run(request, "", max_tokens, "prefill")
+        if not self._ways.completes(request.body):
+            return await stack.enter_async_context(chat)
+        try:
+            branch = self._run(request, "", max_tokens, "prompt")
+            chunks = await stack.enter_async_context(branch)
+        except UpstreamRejected as error:
+            if error.status not in _NO_SUCH_PATH:
+                raise
+            # It may be the model that does not exist: then the chat is refused, too.
+            chunks = await stack.enter_async_context(chat)
+            self._ways.refute(request.model, "prompt")
+        else:
+            self._ways.saw(request.model, "prompt")
+        return chunks
+
     @asynccontextmanager
     async def _run(
         self,
@@ -209,6 +242,8 @@ class HttpUpstream:
     ) -> AsyncIterator[AsyncIterator[Chunk]]:
         """One branch, continuing `prefix`, where there is one, by `way`."""
         headers, refusals = self._endpoint.headers(request.headers, request.request_id, stream=True)
+        if way != "prompt":
+            request = replace(request, body=as_chat(request.body))
         body, given = request.body, prefix
         if prefix and way == "instruct":
             body, given = told_to_go_on(body, prefix), ""
@@ -217,6 +252,10 @@ class HttpUpstream:
             url = self._endpoint.below(wire.path(body))
             body = wire.branch(body, self._dialect, prefix=given, max_tokens=max_tokens)
             reader = wire.reader(refusals)
+        elif way == "prompt":
+            url = self._endpoint.below("completions")
+            body = prompt_body(body, self._dialect, prefix=prefix, max_tokens=max_tokens)
+            reader = CompletionReader(ChunkReader(refusals))
         else:
             url = self._chat_url
             body = branch_body(body, self._dialect, prefix=given, max_tokens=max_tokens)
@@ -226,7 +265,7 @@ class HttpUpstream:
             url = self._endpoint.below("completions")
             body = await self._completion(request, body, prefix, headers, refusals)
             reader = CompletionReader(ChunkReader(refusals))
-        if prefix and watched:
+        if prefix and watched and way != "prompt":  # whoever writes on a prompt writes on it again
             model = request.model
             reader = ContinuedReader(
                 reader,
@@ -237,7 +276,7 @@ class HttpUpstream:
             )
         async with self._endpoint.post(_encode(body), headers, url) as exchange:
             response = await self._endpoint.answer(exchange, refusals)
-            kind = WholeReply if _is_json(response) else ChunkStream
+            kind = WholeReply if is_json(response.headers.get("content-type", "")) else ChunkStream
             chunks = kind(exchange, reader)
             yield chunks
             if chunks.over:
@@ -278,20 +317,22 @@ class HttpUpstream:
         *,
         stream: bool,
         request_id: str = "",
+        path: str = "chat/completions",
     ) -> AsyncIterator[Relayed]:
-        """Pass a chat request and its answer through unread, errors mapped as for a branch.
+        """Pass a request to a `path` below the base, and its answer, through unread, errors mapped
+        as for a branch. The answer is a reply's, of a chat or of a text completion.
 
         A streamed answer comes as complete SSE frames, so a reset can never leave half of one.
         """
         sent, refusals = self._endpoint.headers(headers, request_id, stream=stream)
         content = body if isinstance(body, bytes) else _encode(body)
-        async with self._endpoint.post(content, sent, self._chat_url) as exchange:
+        async with self._endpoint.post(content, sent, self._endpoint.below(path)) as exchange:
             response = await self._endpoint.answer(exchange, refusals)
-            told = {name: response.headers[name] for name in _RETURNED if name in response.headers}
-            choices = body.get("n") if isinstance(body, Mapping) else None
-            frames = FrameStream(exchange, refusals, choices or 1)
+            told = {name: response.headers[name] for name in RETURNED if name in response.headers}
+            choices = choices_of(body) if isinstance(body, Mapping) else 1
+            frames = FrameStream(exchange, refusals, choices)
             whole: bytes | None = None
-            if _is_json(response):
+            if is_json(response.headers.get("content-type", "")):
                 whole = await exchange.read_all(MAX_BODY_BYTES)
                 frames.over = True
                 parsed = parse_object(whole)
@@ -300,6 +341,25 @@ class HttpUpstream:
             yield Relayed(response.status, told, whole, frames)
             if frames.over:
                 await exchange.drain()
+
+    def forward(
+        self,
+        path: str,
+        content: bytes,
+        content_type: str,
+        headers: Mapping[str, str],
+        *,
+        request_id: str = "",
+    ) -> AbstractAsyncContextManager[Forwarded]:
+        """See `forwarding.forward`."""
+        return forward(
+            self._endpoint,
+            path,
+            content,
+            content_type=content_type,
+            headers=headers,
+            request_id=request_id,
+        )
 
     async def models(self, headers: Mapping[str, str] | None = None) -> list[dict[str, object]]:
         """The upstream's `/models` data; `headers` may bring the client's own key."""
@@ -334,8 +394,3 @@ def _encode(body: Mapping[str, Any]) -> bytes:
         return orjson.dumps(body)
     except orjson.JSONEncodeError as error:
         raise RequestError("the request holds what JSON cannot carry") from error
-
-
-def _is_json(response: Answer) -> bool:
-    kind: str = response.headers.get("content-type", "")
-    return kind.partition(";")[0].strip().lower() == "application/json"

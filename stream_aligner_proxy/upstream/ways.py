@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from stream_aligner_proxy.core.records import Continuation, Found, Way
-from stream_aligner_proxy.upstream.bodies import may_continue
+from stream_aligner_proxy.upstream.bodies import as_chat, is_prompt, may_continue
 from stream_aligner_proxy.upstream.dialects import Dialect
 
 Setting = Literal["auto", "ids", "prefill", "instruct", "rewrite-only"]
@@ -50,12 +50,21 @@ class Ways:
 
     def order(self, body: Mapping[str, Any]) -> list[Way]:
         """The ways to continue a reply to `body`, best first; empty for rewrite-only."""
+        if is_prompt(body):
+            chat = self.order(as_chat(body))
+            free = self._setting != "rewrite-only" and self.completes(body)
+            return ["prompt", *chat] if free else chat
         if not may_continue(body):
             return []
         if self._setting != "auto":
             return [] if self._setting == "rewrite-only" else [self._setting]
         model = str(body.get("model"))
         return [way for way in self._ways if self._may(way, model)]
+
+    def completes(self, body: Mapping[str, Any]) -> bool:
+        """Whether `body` is a prompt and the upstream writes on prompts, as far as is known."""
+        known = self._dialect.prompts is not None and self._dialect.wire is None
+        return known and is_prompt(body) and self._may("prompt", str(body.get("model")))
 
     def best(self, body: Mapping[str, Any]) -> Continuation:
         order, model = self.order(body), str(body.get("model"))
@@ -87,7 +96,8 @@ class Ways:
         """A text was not continued: it was begun again, or refused."""
         if way == "prefill":
             self._remember(model, found)
-        self.doubted.set()
+        if way != "prompt":  # of which a probe finds out nothing
+            self.doubted.set()
         self._seen.pop((model, way), None)
         self._refuted[model, way] = self._clock() + _REFUTED_SECONDS
         _bound(self._refuted)

@@ -11,12 +11,15 @@ from typing import Generic, Self, TypeVar
 
 import orjson
 
+from stream_aligner_proxy.core.errors import UpstreamGarbled
 from stream_aligner_proxy.core.records import Chunk
 from stream_aligner_proxy.upstream.chunks import parse_object
-from stream_aligner_proxy.upstream.routing.member import Relayed
+from stream_aligner_proxy.upstream.forwarding import is_json
+from stream_aligner_proxy.upstream.routing.member import Forwarded, Relayed
 
 _Item = TypeVar("_Item")
 # Inside a JSON string the quotes are escaped, so no reply's text can look like this.
+_MAX_RENAMED_BYTES = 64 * 1024 * 1024
 _MODEL = re.compile(rb'("model"\s*:\s*)"(?:[^"\\]|\\.)*"')
 
 
@@ -68,6 +71,34 @@ async def begin_frames(relayed: Relayed, model: str | None) -> Answer:
         break
     begun: AsyncIterator[bytes] = _Begun(head, relayed.frames)
     return Answer(relayed.headers, None, begun if model is None else _renamed(begun, model))
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """A forwarded answer whose beginning has come."""
+
+    headers: Mapping[str, str]
+    pieces: AsyncIterator[bytes]
+
+
+async def begin_pieces(forwarded: Forwarded, model: str | None) -> Pieces:
+    """Read as far as the first piece; all of a JSON answer that gets another `model` (see
+    `begin_frames`). Raises `UpstreamError`."""
+    head: deque[bytes] = deque()
+    renames = model is not None and is_json(forwarded.headers.get("content-type", ""))
+    size = 0
+    async for piece in forwarded.pieces:
+        head.append(piece)
+        if not renames:
+            break
+        size += len(piece)
+        if size > _MAX_RENAMED_BYTES:
+            raise UpstreamGarbled(
+                f"the upstream answered with more than {_MAX_RENAMED_BYTES} bytes"
+            )
+    if renames and model is not None:
+        head = deque((_renamed_body(b"".join(head), model),))
+    return Pieces(forwarded.headers, _Begun(head, forwarded.pieces))
 
 
 def _renamed_body(body: bytes, model: str) -> bytes:

@@ -16,12 +16,19 @@ from typing import Any, TypeVar
 
 from stream_aligner_proxy.core.errors import (
     ContinuationFailed,
+    RequestError,
     UpstreamError,
     UpstreamTimeout,
 )
 from stream_aligner_proxy.core.records import ChatRequest, Chunk, Continuation
 from stream_aligner_proxy.upstream.routing.choosing import conversation_key, draw, session_id
-from stream_aligner_proxy.upstream.routing.handing_out import Answer, begin_chunks, begin_frames
+from stream_aligner_proxy.upstream.routing.handing_out import (
+    Answer,
+    Pieces,
+    begin_chunks,
+    begin_frames,
+    begin_pieces,
+)
 from stream_aligner_proxy.upstream.routing.member import Member, Watcher
 from stream_aligner_proxy.upstream.routing.retrying import (
     asked_for_patience,
@@ -76,6 +83,10 @@ class Lease:
         """How the upstream that writes would continue."""
         return self._current.member.client.continuation(self._asked(request, self._current))
 
+    def completes(self, request: ChatRequest) -> bool:
+        """Whether the upstream that writes goes on from the prompt of a text completion."""
+        return self._current.member.client.completes(self._asked(request, self._current))
+
     async def models(self) -> list[dict[str, object]]:
         return await self._current.member.models()
 
@@ -111,6 +122,7 @@ class Lease:
         *,
         stream: bool,
         request_id: str = "",
+        path: str = "chat/completions",
     ) -> AsyncIterator[Answer]:
         """See `HttpUpstream.relay`. The answer names the model that the client asked for."""
 
@@ -122,6 +134,7 @@ class Lease:
                     self._headers(headers, target),
                     stream=stream,
                     request_id=request_id,
+                    path=path,
                 )
             )
             return await begin_frames(relayed, None if target.model == asked else asked)
@@ -129,6 +142,44 @@ class Lease:
         targets = [target for target in self._order if target.member.relays]
         async with self._serving(targets, enter) as answer:
             yield answer
+
+    @asynccontextmanager
+    async def forward(
+        self,
+        path: str,
+        content: Callable[[str], bytes],
+        content_type: str,
+        headers: Mapping[str, str],
+        *,
+        request_id: str = "",
+    ) -> AsyncIterator[Pieces]:
+        """Pass a request to `path`, and whatever is answered, through unread. `content` is the body
+        that names a model. Raises `RequestError` where no target speaks OpenAI's API."""
+
+        async def enter(target: Target, stack: AsyncExitStack) -> Pieces:
+            asked = self._request.model
+            given = await stack.enter_async_context(
+                target.member.client.forward(
+                    path,
+                    content(target.model),
+                    content_type,
+                    self._headers(headers, target),
+                    request_id=request_id,
+                )
+            )
+            return await begin_pieces(given, None if target.model == asked else asked)
+
+        targets = [target for target in self._order if target.member.relays]
+        if not targets:
+            raise RequestError(
+                f"The upstream of the model '{self._request.model}' does not speak OpenAI's API: "
+                f"it has no /v1/{path}.",
+                status=404,
+                param="model",
+                code="unsupported_by_upstream",
+            )
+        async with self._serving(targets, enter) as pieces:
+            yield pieces
 
     # --- one branch --------------------------------------------------------------------------
 

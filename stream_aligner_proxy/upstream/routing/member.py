@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from stream_aligner_proxy.core.errors import Overloaded, UpstreamError, UpstreamRejected
 from stream_aligner_proxy.core.ports import Upstream
+from stream_aligner_proxy.core.records import ChatRequest
 from stream_aligner_proxy.upstream.routing.health import Health, tells_of_illness
 
 _dice = Random()
@@ -27,6 +28,16 @@ class Relayed(Protocol):
     def frames(self) -> AsyncIterator[bytes]: ...
 
 
+class Forwarded(Protocol):
+    """An answer of any kind that is passed on in pieces."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def pieces(self) -> AsyncIterator[bytes]: ...
+
+
 class Client(Upstream, Protocol):
     """What is needed of an upstream's client; see `HttpUpstream`.
 
@@ -43,7 +54,20 @@ class Client(Upstream, Protocol):
         *,
         stream: bool,
         request_id: str = "",
+        path: str = "chat/completions",
     ) -> AbstractAsyncContextManager[Relayed]: ...
+
+    def forward(
+        self,
+        path: str,
+        content: bytes,
+        content_type: str,
+        headers: Mapping[str, str],
+        *,
+        request_id: str = "",
+    ) -> AbstractAsyncContextManager[Forwarded]: ...
+
+    def completes(self, request: ChatRequest) -> bool: ...
 
     async def models(self, headers: Mapping[str, str] | None = None) -> list[dict[str, object]]: ...
 

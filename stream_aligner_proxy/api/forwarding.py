@@ -1,0 +1,175 @@
+"""What upstreams offer beside replies, by model: embeddings, images, speech and the like.
+
+Nothing is read but the model's name, and nothing is aligned. Only the addresses listed here exist:
+none is made of what a client sends.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from stream_aligner_proxy.api.faces.openai_errors import OpenAiErrors
+from stream_aligner_proxy.api.forwarded_body import ForwardedBody, read
+from stream_aligner_proxy.api.reading import forwarded, read_body
+from stream_aligner_proxy.api.relay import told_of
+from stream_aligner_proxy.api.request_id import request_id_of
+from stream_aligner_proxy.api.response import HttpOut, WatchedResponse
+from stream_aligner_proxy.api.service import Service
+from stream_aligner_proxy.core.errors import ProxyError, RequestError
+from stream_aligner_proxy.core.ports import Observer
+from stream_aligner_proxy.core.records import ChatRequest, Cost, Mode, Turn
+from stream_aligner_proxy.upstream.routing.lease import Lease
+from stream_aligner_proxy.upstream.routing.table import Target, Targets
+
+# Below `/v1` here, and below the base address there; what each is, for the document.
+PATHS: Mapping[str, str] = {
+    "embeddings": "Create embeddings",
+    "moderations": "Classify texts or images",
+    "rerank": "Order documents by a query",
+    "score": "Score pairs of texts",
+    "images/generations": "Create images",
+    "images/edits": "Edit images",
+    "images/variations": "Vary an image",
+    "audio/speech": "Speak a text",
+    "audio/transcriptions": "Write down speech",
+    "audio/translations": "Translate speech",
+}
+_MULTIPART = frozenset(
+    ("images/edits", "images/variations", "audio/transcriptions", "audio/translations")
+)
+
+
+def forwarding_routes(service: Service) -> APIRouter:
+    router = APIRouter()
+    for path, summary in PATHS.items():
+        router.add_api_route(
+            f"/v1/{path}",
+            _endpoint(service, path),
+            methods=["POST"],
+            name=path,
+            summary=f"{summary}: passed to the upstream that serves the model",
+            tags=["passed on"],
+            openapi_extra={"requestBody": {"required": True, "content": _content(path)}},
+        )
+    return router
+
+
+def _content(path: str) -> dict[str, Any]:
+    schema = {"type": "object", "properties": {"model": {"type": "string"}}}
+    kinds = ["multipart/form-data"] if path in _MULTIPART else []
+    return {kind: {"schema": schema} for kind in [*kinds, "application/json"]}
+
+
+def _endpoint(service: Service, path: str) -> Callable[[Request], Any]:
+    async def forward(request: Request) -> Response:
+        content = await read_body(request, service.max_body_bytes)
+        body = read(content, request.headers.get("content-type", ""))
+        headers = forwarded(request)
+        id = request_id_of(request.scope)
+        upstream = await _lease(service, body.model, headers, id)
+        return ForwardResponse(
+            upstream,
+            path,
+            body,
+            headers,
+            observers=service.observers,
+            request_id=id,
+            reply_headers=lambda: _reply_headers(upstream, service.show_upstream),
+            count_error=service.count_error,
+        )
+
+    return forward
+
+
+async def _lease(
+    service: Service, model: str | None, headers: Mapping[str, str], request_id: str
+) -> Lease:
+    """Who serves the model; the only upstream where none is named, as several of these allow."""
+    # No conversation to be kept together: each goes where the weights let it.
+    asked = ChatRequest(
+        model or "", {}, (Turn("user", request_id),), headers=headers, request_id=request_id
+    )
+    if model is not None:
+        return await service.lease(asked)
+    upstreams = service.directory.upstreams
+    if service.table is not None or len(upstreams) > 1:
+        raise RequestError(
+            "Missing required parameter: 'model'.",
+            param="model",
+            code="missing_required_parameter",
+        )
+    return Lease(Targets((Target(upstreams[0], ""),)), asked, service.watcher)
+
+
+def _reply_headers(upstream: Lease, show_upstream: bool) -> dict[str, str]:
+    told = {"x-stream-aligner-mode": str(Mode.OFF)}
+    return told | {"x-stream-aligner-upstream": upstream.name} if show_upstream else told
+
+
+class ForwardResponse(WatchedResponse):
+    """The upstream's answer as it came, a read at a time."""
+
+    def __init__(
+        self,
+        upstream: Lease,
+        path: str,
+        body: ForwardedBody,
+        client_headers: Mapping[str, str],
+        *,
+        observers: Sequence[Observer],
+        request_id: str,
+        reply_headers: Callable[[], Mapping[str, str]],
+        count_error: Callable[[ProxyError], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(
+            request_id=request_id,
+            headers=reply_headers,
+            count_error=count_error,
+            shape=OpenAiErrors(),
+        )
+        self._upstream = upstream
+        self._path = path
+        self._asked = body
+        self._client_headers = client_headers
+        self._observers = observers
+        self._clock = clock
+
+    async def write_to(self, out: HttpOut) -> None:
+        begun = self._clock()
+        ended = "cancelled"
+        for observer in self._observers:
+            observer.opened(Mode.OFF, self._asked.model or "")
+        try:
+            await self._pass(out)
+            ended = "finished"
+        except ProxyError as error:
+            ended = error.code or error.type
+            raise
+        finally:
+            for observer in self._observers:
+                observer.closed(Mode.OFF, ended, self._clock() - begun, Cost(branches=1))
+
+    async def _pass(self, out: HttpOut) -> None:
+        async with self._upstream.forward(
+            self._path,
+            self._asked.naming,
+            self._asked.content_type,
+            self._client_headers,
+            request_id=self._request_id,
+        ) as answer:
+            headers = {**told_of(answer.headers), **self._reply_headers()}
+            async for piece in answer.pieces:
+                if not out.started:
+                    await out.start(headers)
+                await out.write(piece)
+            if not out.started:
+                await out.start(headers)
+            await out.end()
+
+    async def break_off(self, out: HttpOut, error: ProxyError) -> None:
+        """Nothing can be added to sound or an image: the server cuts the connection of an answer
+        that is not ended, and so the client knows."""
