@@ -142,8 +142,8 @@ class ChatBody(BaseModel):
         return self.max_tokens
 
 
-def parse(raw: bytes) -> tuple[dict[str, Any], ChatBody]:
-    """The body as sent, and the fields of it that are read. Raises `RequestError`."""
+def load(raw: bytes) -> dict[str, Any]:
+    """A body as a JSON object that can be written again. Raises `RequestError`."""
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -156,8 +156,19 @@ def parse(raw: bytes) -> tuple[dict[str, Any], ChatBody]:
         raise RequestError("The request body must be a JSON object.", code="invalid_json")
     if raw.count(b"[") + raw.count(b"{") > _MAX_DEPTH and _too_deep(body):
         raise RequestError(f"The request body is nested more than {_MAX_DEPTH} levels deep.")
+    return body
+
+
+def parse(raw: bytes) -> tuple[dict[str, Any], ChatBody]:
+    """The body as sent, and the fields of it that are read. Raises `RequestError`."""
+    body = load(raw)
+    return body, check(body)
+
+
+def check(body: dict[str, Any]) -> ChatBody:
+    """The fields of a chat body that are read. Raises `RequestError`."""
     try:
-        return body, ChatBody.model_validate(body)
+        return ChatBody.model_validate(body)
     except ValidationError as error:
         raise _refusal(error) from None
 
