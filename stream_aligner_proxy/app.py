@@ -11,6 +11,7 @@ from stream_aligner_proxy import __version__
 from stream_aligner_proxy.api import errors
 from stream_aligner_proxy.api.directory import Directory
 from stream_aligner_proxy.api.faces.shapes import shape_of
+from stream_aligner_proxy.api.messages_routes import messages_routes, messages_schemas
 from stream_aligner_proxy.api.page import page_route
 from stream_aligner_proxy.api.plan import SCOPE_OF, Rules
 from stream_aligner_proxy.api.request_id import RequestId
@@ -110,6 +111,7 @@ def create_app(
     )
     app.add_middleware(RequestId)
     app.include_router(routes(service))
+    app.include_router(messages_routes(service))
     if settings.server.page:
         app.include_router(page_route(service))
     errors.install(app, service, shape_of)
@@ -174,7 +176,7 @@ def _document_body(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = generate()
         components = document.setdefault("components", {})
-        components.setdefault("schemas", {}).update(body_schemas())
+        components.setdefault("schemas", {}).update(body_schemas() | messages_schemas())
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

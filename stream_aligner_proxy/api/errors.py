@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from stream_aligner_proxy.api.faces.face import Shape
-from stream_aligner_proxy.api.request_id import HEADER, request_id_of
+from stream_aligner_proxy.api.request_id import HEADER, id_headers, request_id_of
 from stream_aligner_proxy.api.service import Service
 from stream_aligner_proxy.core.errors import (
     ProxyError,
@@ -99,7 +99,7 @@ def install(app: FastAPI, service: Service, shape_of: Callable[[str], Shape]) ->
         internal = internal_error()
         service.count_error(internal)
         # Outside all other middleware, so the id must be added here.
-        return said(request, internal, {HEADER: request_id_of(request.scope)})
+        return said(request, internal, id_headers(request.scope))
 
     app.add_exception_handler(ProxyError, proxy_error)
     app.add_exception_handler(HTTPException, http_error)

@@ -42,5 +42,13 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 def forwarded(request: Request) -> dict[str, str]:
-    """The client's headers that may go on; the upstream client decides by its own key."""
-    return {name: request.headers[name] for name in _FORWARDED if name in request.headers}
+    """The client's headers that may go on; the upstream client decides by its own key.
+
+    Anthropic's clients send their key as `x-api-key`; it is then what a bearer token would be. Not
+    where nothing says that it is theirs: gateways use the name for keys of their own.
+    """
+    told = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
+    theirs = request.url.path.startswith("/v1/messages") or "anthropic-version" in request.headers
+    if theirs and "authorization" not in told and (key := request.headers.get("x-api-key")):
+        told["authorization"] = f"Bearer {key}"
+    return told

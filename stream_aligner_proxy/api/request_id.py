@@ -9,10 +9,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 HEADER = "x-request-id"
 _SANE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _KEY = "stream_aligner.request_id"
+# What else an API calls it, by the beginning of its paths.
+_ALSO = {"/v1/messages": "request-id"}
 
 
 def request_id_of(scope: Scope) -> str:
     return str(scope.get(_KEY, ""))
+
+
+def id_headers(scope: Scope) -> dict[str, str]:
+    """The request's id under every name that the path's API knows."""
+    names = [HEADER, *(name for path, name in _ALSO.items() if scope["path"].startswith(path))]
+    return dict.fromkeys(names, request_id_of(scope))
 
 
 class RequestId:
@@ -31,7 +39,7 @@ class RequestId:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[HEADER] = request_id
+                MutableHeaders(scope=message).update(id_headers(scope))
             await send(message)
 
         await self._app(scope, receive, send_with_id)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stream_aligner_proxy.upstream.dialects import Dialect
+from stream_aligner_proxy.upstream.wires.openai_body import effort_of
 
 # Grammars start again at every request, so a continuation would begin a second object.
 _GRAMMARS = (
@@ -65,6 +66,10 @@ def branch_body(
         if dialect.usage == "continuous":
             sent["stream_options"]["continuous_usage_stats"] = True
     _limit(sent, dialect, max_tokens)
+    if dialect.thinking == "effort" and "thinking" in sent:
+        effort = effort_of(sent.pop("thinking"))
+        if effort is not None:
+            sent.setdefault("reasoning_effort", effort)
     if prefix:
         for name in _FIRST_ONLY:
             sent.pop(name, None)

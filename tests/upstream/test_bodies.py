@@ -132,3 +132,24 @@ def test_an_address_or_key_that_cannot_work_is_a_configuration_error(
     with pytest.raises(ConfigError, match=rf"^upstreams\.main\.{key}: ") as caught:
         HttpUpstream("main", **options)
     assert options.get("api_key", "?") not in str(caught.value)
+
+
+@pytest.mark.parametrize("dialect", ["openai", "azure", "groq", "gemini-openai"])
+def test_thinking_is_an_effort_where_the_object_is_refused(dialect: str) -> None:
+    for budget, effort in ((1024, "low"), (8000, "medium"), (32000, "high")):
+        sent = body(dialect, thinking={"type": "enabled", "budget_tokens": budget})
+        assert "thinking" not in sent
+        assert sent["reasoning_effort"] == effort
+    for kind in ("adaptive", "disabled"):
+        assert {"thinking", "reasoning_effort"}.isdisjoint(body(dialect, thinking={"type": kind}))
+    both = body(
+        dialect,
+        thinking={"type": "enabled", "budget_tokens": 1024},
+        reasoning_effort="high",
+    )
+    assert both["reasoning_effort"] == "high"
+
+
+@pytest.mark.parametrize("dialect", ["deepseek", "kimi", "vllm", "generic"])
+def test_elsewhere_a_thinking_object_goes_on_as_it_is(dialect: str) -> None:
+    assert body(dialect, thinking={"type": "enabled"})["thinking"] == {"type": "enabled"}

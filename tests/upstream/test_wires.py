@@ -334,6 +334,11 @@ GEMINI_FIELDS = [
     ({"reasoning_effort": "low"}, {"thinkingConfig": {"thinkingBudget": 1024}}),
     ({"reasoning_effort": "none"}, {"thinkingConfig": {"thinkingBudget": 0}}),
     ({"reasoning_effort": "extreme"}, {}),
+    (
+        {"thinking": {"type": "enabled", "budget_tokens": 8000}},
+        {"thinkingConfig": {"thinkingBudget": 8192}},
+    ),
+    ({"thinking": {"type": "adaptive"}}, {}),
     ({"reasoning_effort": "low", "model": "gemini-2.0-flash"}, {}),
     (
         {"reasoning_effort": "none", "model": "gemini-3-flash-preview"},

@@ -1,10 +1,13 @@
 """Which API's errors a path speaks."""
 
 from stream_aligner_proxy.api.faces.face import Shape
+from stream_aligner_proxy.api.faces.messages_errors import AnthropicErrors
 from stream_aligner_proxy.api.faces.openai_errors import OpenAiErrors
 
 _OPENAI = OpenAiErrors()
-_OTHERS: dict[str, Shape] = {}
+_OTHERS: dict[str, Shape] = {
+    "/v1/messages": AnthropicErrors(),
+}
 
 
 def shape_of(path: str) -> Shape:

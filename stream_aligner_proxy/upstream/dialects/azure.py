@@ -9,4 +9,5 @@ DIALECT = Dialect(
     ways=("instruct",),
     limit_fields=("max_completion_tokens", "max_tokens"),
     key_header="api-key",
+    thinking="effort",
 )

@@ -7,4 +7,5 @@ DIALECT = Dialect(
     "Gemini, OpenAI-compatible",
     "a trailing assistant message, undocumented; depends on the model",
     proven=False,
+    thinking="effort",
 )

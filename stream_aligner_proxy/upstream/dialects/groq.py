@@ -8,4 +8,5 @@ DIALECT = Dialect(
     "a trailing assistant message; depends on the model",
     proven=False,
     limit_fields=("max_completion_tokens", "max_tokens"),
+    thinking="effort",
 )

@@ -8,4 +8,5 @@ DIALECT = Dialect(
     "nothing: a trailing assistant message is accepted, and the answer begins again",
     ways=("instruct",),
     limit_fields=("max_completion_tokens", "max_tokens"),
+    thinking="effort",
 )

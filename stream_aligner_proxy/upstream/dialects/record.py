@@ -11,6 +11,8 @@ from stream_aligner_proxy.upstream.templating import Prompts
 from stream_aligner_proxy.upstream.wires import Wire
 
 UsageOptions = Literal["none", "include", "continuous"]
+# How thinking is asked for: Anthropic's object, or only OpenAI's `reasoning_effort`.
+Thinking = Literal["object", "effort"]
 
 # Both are needed (vLLM: one alone is a 400; with neither a partial message is closed, in silence).
 # A reply that was thinking would think again in the middle of its own text.
@@ -36,6 +38,7 @@ class Dialect:
     thinking off where that is a request field. `repeats_prefix`: the answer begins with the prefix.
     `usage`: what may be asked for in `stream_options`; "none" where the field is refused.
     `limit_fields`: the names understood for the token limit, the preferred one first.
+    `thinking`: "effort" where a `thinking` object is refused as an unknown field.
     `models`: where only some are known to continue a partial message, what their names look like.
     `prompts`: what its `/completions` takes, for a chat template applied here; None: it has none.
     `wire`: the API it speaks, where that is not OpenAI's; `key_header`: where it wants the key.
@@ -52,6 +55,7 @@ class Dialect:
     repeats_prefix: bool = False
     usage: UsageOptions = "include"
     limit_fields: tuple[str, ...] = ("max_tokens", "max_completion_tokens")
+    thinking: Thinking = "object"
     models: re.Pattern[str] | None = None
     prompts: Prompts | None = None
     wire: Wire | None = None

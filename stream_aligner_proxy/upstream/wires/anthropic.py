@@ -15,6 +15,7 @@ from typing import Any
 from stream_aligner_proxy.upstream.rejections import Refusals
 from stream_aligner_proxy.upstream.wires.anthropic_events import AnthropicReader
 from stream_aligner_proxy.upstream.wires.anthropic_messages import continuing, translate
+from stream_aligner_proxy.upstream.wires.anthropic_words import TOOL_CHOICES
 from stream_aligner_proxy.upstream.wires.openai_body import (
     check_fields,
     functions_of,
@@ -44,7 +45,6 @@ PREFILL_MODELS = _UP_TO_4_5
 
 # Fields of this API's own that a client may send as they are.
 _NATIVE = frozenset(("thinking", "top_k"))
-_CHOICES = {"auto": "auto", "none": "none", "required": "any", "named": "tool"}
 
 
 class AnthropicWire:
@@ -136,7 +136,7 @@ def _tools(body: Mapping[str, Any]) -> dict[str, Any]:
     if mode is None and not one_at_a_time:
         return sent
     kind, name = mode or ("auto", "")
-    choice: dict[str, Any] = {"type": _CHOICES[kind]}
+    choice: dict[str, Any] = {"type": TOOL_CHOICES[kind]}
     if name:
         choice["name"] = name
     if one_at_a_time and kind != "none":

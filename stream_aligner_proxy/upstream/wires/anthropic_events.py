@@ -16,30 +16,7 @@ from stream_aligner_proxy.core.records import Chunk, Usage
 from stream_aligner_proxy.core.sse import SseEvent
 from stream_aligner_proxy.upstream.chunks import parse_object
 from stream_aligner_proxy.upstream.rejections import Refusals
-
-# `pause_turn` is a server tool's long run, which no request of ours can begin.
-_FINISH: Mapping[str, str] = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "pause_turn": "stop",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "tool_use": "tool_calls",
-    "refusal": "content_filter",
-}
-# An error in a stream has the type that its HTTP status would have had.
-_STATUS: Mapping[str, int] = {
-    "invalid_request_error": 400,
-    "authentication_error": 401,
-    "billing_error": 402,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "request_too_large": 413,
-    "rate_limit_error": 429,
-    "api_error": 500,
-    "timeout_error": 504,
-    "overloaded_error": 529,
-}
+from stream_aligner_proxy.upstream.wires.anthropic_words import FINISH, STATUS
 
 
 class AnthropicReader:
@@ -82,7 +59,7 @@ class AnthropicReader:
                 yield from self._whole(frame)
             case "error":
                 error = _object(frame, "error")
-                raise self._refusals.from_frame(frame, _STATUS.get(str(error.get("type")), 502))
+                raise self._refusals.from_frame(frame, STATUS.get(str(error.get("type")), 502))
             case str():
                 pass
             case _:
@@ -156,7 +133,7 @@ class AnthropicReader:
         self.finished = True
         usage = self._told()
         growth = 0 if usage is None else max(usage.completion_tokens - self._counted, 0)
-        yield Chunk(finish_reason=_FINISH.get(str(reason), "stop"), usage=usage, tokens=growth)
+        yield Chunk(finish_reason=FINISH.get(str(reason), "stop"), usage=usage, tokens=growth)
 
     def _take_usage(self, holder: Mapping[str, Any]) -> None:
         """The counts are cumulative, but not every event repeats all of them."""

@@ -17,6 +17,7 @@ from stream_aligner_proxy.upstream.wires.gemini_contents import continuing, tran
 from stream_aligner_proxy.upstream.wires.gemini_events import GeminiReader
 from stream_aligner_proxy.upstream.wires.openai_body import (
     check_fields,
+    effort_of,
     functions_of,
     json_schema_of,
     refusal,
@@ -53,7 +54,7 @@ _NUMBERS = {
     "presence_penalty": "presencePenalty",
     "frequency_penalty": "frequencyPenalty",
 }
-_NATIVE = frozenset(("top_k",))
+_NATIVE = frozenset(("thinking", "top_k"))
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY", "named": "ANY"}
 
 
@@ -119,7 +120,8 @@ def _config(body: Mapping[str, Any], max_tokens: int | None) -> dict[str, Any]:
 def _thinking(body: Mapping[str, Any], *, continues: bool) -> dict[str, Any]:
     """As much as was asked for; as little as the model can in the middle of a reply, where it would
     think again."""
-    effort = "none" if continues else body.get("reasoning_effort")
+    asked = body.get("reasoning_effort") or effort_of(body.get("thinking"))
+    effort = "none" if continues else asked
     if not isinstance(effort, str):
         return {}
     for models, field, values in _THINKING:

@@ -56,6 +56,8 @@ _COMMON = frozenset(
         "top_p",
     )
 )
+# A `thinking` object's budget is of an effort while it is below so many tokens.
+_EFFORTS = ((4096, "low"), (16384, "medium"))
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,", re.ASCII)
 
 ToolMode = Literal["auto", "none", "required", "named"]
@@ -225,6 +227,15 @@ def tool_mode(body: Mapping[str, Any]) -> tuple[ToolMode, str] | None:
             return "named", name
         case _:
             raise refusal("tool_choice", "must be 'auto', 'none', 'required' or name one function")
+
+
+def effort_of(thinking: object) -> str | None:
+    """What OpenAI calls as much thinking; None where the model shall decide, or shall not think:
+    there is no word for this that all models take."""
+    budget = thinking.get("budget_tokens") if isinstance(thinking, Mapping) else None
+    if not isinstance(budget, int):
+        return None
+    return next((effort for most, effort in _EFFORTS if budget < most), "high")
 
 
 def json_schema_of(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
