@@ -21,7 +21,9 @@ def listed(items: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]
 
 def _listed(item: Mapping[str, Any], key: str) -> dict[str, Any]:
     kind = item.get("type") or "message"
-    made = {**item, "type": kind, "id": item.get("id") or f"{_PREFIXES.get(kind, 'out')}_{key}"}
+    given = item.get("id")
+    own_id = given if isinstance(given, str) and given else f"{_PREFIXES.get(kind, 'out')}_{key}"
+    made = {**item, "type": kind, "id": own_id}
     if not isinstance(made.get("status"), str):
         made["status"] = "completed"
     if kind == "message" and isinstance(text := item.get("content"), str):

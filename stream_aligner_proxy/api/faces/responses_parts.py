@@ -8,6 +8,7 @@ from typing import Any
 
 # The first that holds text: servers that send two of them say the same in both.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_CITED = {"title": "", "start_index": 0, "end_index": 0}
 
 
 def thought(part: Mapping[str, Any]) -> str:
@@ -38,11 +39,12 @@ def _texts(pieces: object, *names: str) -> Iterator[str]:
 
 
 def citations(part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Web citations, which chat has one level deeper."""
+    """Web citations, which chat has one level deeper. Clients rely on all of their fields."""
     told = part.get("annotations")
     for one in told if isinstance(told, list) else ():
         if isinstance(one, dict) and isinstance(cited := one.get("url_citation"), dict):
-            yield {"type": "url_citation", **cited}
+            if isinstance(cited.get("url"), str):
+                yield {**_CITED, **cited, "type": "url_citation"}
 
 
 def pieces_of_calls(part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
