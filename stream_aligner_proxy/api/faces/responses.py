@@ -9,8 +9,9 @@ import orjson
 
 from stream_aligner_proxy.api.faces.face import Face
 from stream_aligner_proxy.api.faces.openai_errors import OpenAiErrors
+from stream_aligner_proxy.api.faces.responses_calls import Event
 from stream_aligner_proxy.api.faces.responses_object import Asked, begun, ended, failed, outcome
-from stream_aligner_proxy.api.faces.responses_output import Event, Output
+from stream_aligner_proxy.api.faces.responses_output import Output
 from stream_aligner_proxy.api.plan import Plan
 from stream_aligner_proxy.core.errors import ProxyError
 from stream_aligner_proxy.core.records import Delivery, Finished

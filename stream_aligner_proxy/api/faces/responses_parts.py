@@ -42,9 +42,9 @@ def citations(part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Web citations, which chat has one level deeper. Clients rely on all of their fields."""
     told = part.get("annotations")
     for one in told if isinstance(told, list) else ():
-        if isinstance(one, dict) and isinstance(cited := one.get("url_citation"), dict):
-            if isinstance(cited.get("url"), str):
-                yield {**_CITED, **cited, "type": "url_citation"}
+        cited = one.get("url_citation") if isinstance(one, dict) else None
+        if isinstance(cited, dict) and isinstance(cited.get("url"), str):
+            yield {**_CITED, **cited, "type": "url_citation"}
 
 
 def pieces_of_calls(part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
