@@ -15,6 +15,8 @@ from stream_aligner_proxy.api.messages_routes import messages_routes, messages_s
 from stream_aligner_proxy.api.page import page_route
 from stream_aligner_proxy.api.plan import SCOPE_OF, Rules
 from stream_aligner_proxy.api.request_id import RequestId
+from stream_aligner_proxy.api.response_store import ResponseStore
+from stream_aligner_proxy.api.responses_routes import responses_routes, responses_schemas
 from stream_aligner_proxy.api.routes import body_schemas, routes
 from stream_aligner_proxy.api.service import Service, Treatment
 from stream_aligner_proxy.core.errors import ConfigError
@@ -112,6 +114,9 @@ def create_app(
     app.add_middleware(RequestId)
     app.include_router(routes(service))
     app.include_router(messages_routes(service))
+    app.include_router(
+        responses_routes(service, ResponseStore(settings.server.response_store_bytes))
+    )
     if settings.server.page:
         app.include_router(page_route(service))
     errors.install(app, service, shape_of)
@@ -176,7 +181,9 @@ def _document_body(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = generate()
         components = document.setdefault("components", {})
-        components.setdefault("schemas", {}).update(body_schemas() | messages_schemas())
+        components.setdefault("schemas", {}).update(
+            body_schemas() | messages_schemas() | responses_schemas()
+        )
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

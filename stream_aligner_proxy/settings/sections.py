@@ -153,3 +153,4 @@ class ServerSettings(Section):
     shutdown_seconds: Annotated[int, Field(ge=0)] = 30
     page: bool = True
     show_upstream: bool = True
+    response_store_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024

@@ -3,10 +3,12 @@
 from stream_aligner_proxy.api.faces.face import Shape
 from stream_aligner_proxy.api.faces.messages_errors import AnthropicErrors
 from stream_aligner_proxy.api.faces.openai_errors import OpenAiErrors
+from stream_aligner_proxy.api.faces.responses import ResponsesErrors
 
 _OPENAI = OpenAiErrors()
 _OTHERS: dict[str, Shape] = {
     "/v1/messages": AnthropicErrors(),
+    "/v1/responses": ResponsesErrors(),
 }
 
 
