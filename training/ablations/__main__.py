@@ -5,8 +5,8 @@
 Each variant makes its rows, trains by the recipe `tiny-cpu` from the demo's upstream, and is
 measured on the same held-out rows and problems: choices of the recipe, sizes of the aligner, and
 what a further round on the upstream's own mistakes brings. What is done already is not done again.
-At the end the table is written to OUT/ablations.json and OUT/ablations.svg, and where nothing was left
-out, with it the gain for each number of sentences that may be corrected, by `base` and by the demo's
+At the end the table is written to OUT/ablations.json and OUT/ablations.svg; where nothing was left
+out, with the gain for each number of sentences that may be corrected, by `base` and by the demo's
 own aligner. All of it takes about four hours of a core.
 """
 
