@@ -142,7 +142,7 @@ class Committed:
     `text` is what the client gets, whitespace included; joined over a reply it is the reply.
     `outcome`: `keep` and `replace` are verdicts; `passed` was not for review (code, whitespace,
     what comes after `max_reviews`); `unreviewed` slipped through because the operator chose to fail
-    open.
+    open. `start`: how many characters the branch wrote before `original`.
     """
 
     index: int
@@ -153,6 +153,7 @@ class Committed:
     end: bool = False
     review: int | None = None
     error: str | None = None
+    start: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +234,19 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a reply ended. `usage` is None where the upstream reported none."""
+    """How a reply ended. `usage` is None where the upstream reported none.
+
+    `added_seconds`: how much later it ended because it was aligned, slow clients apart. That is the
+    time from the arrival of a rewritten sentence to the first text that continues its new text;
+    from the upstream's own end (or, where the proxy ended the reply, from the arrival of its last
+    sentence) to the last verdict; and in which the upstream was not read because as many sentences
+    waited as may. `first_text_seconds`: from the beginning to the first text; None without any.
+    """
 
     finish_reason: str
     usage: Usage | None
     cost: Cost
     mode: Mode
     continuation: str
+    added_seconds: float = 0.0
+    first_text_seconds: float | None = None
