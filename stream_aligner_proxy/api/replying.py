@@ -16,6 +16,7 @@ from stream_aligner_proxy.api.request_id import request_id_of
 from stream_aligner_proxy.api.response import ReplyResponse
 from stream_aligner_proxy.api.schemas import ChatBody
 from stream_aligner_proxy.api.service import Service, Treatment
+from stream_aligner_proxy.core.errors import RequestError
 from stream_aligner_proxy.core.records import ChatRequest, Mode
 from stream_aligner_proxy.session import Session
 from stream_aligner_proxy.upstream.bodies import is_prompt
@@ -40,8 +41,20 @@ async def reply(
     first = await service.lease(plan.request)
     if plan.mode is Mode.OFF and relayed and first.relays:
         return relay(service, plan, first, face.shape)
+    check_choices(service, plan)
     requests = [of_choice(plan.request, choice) for choice in range(plan.choices)]
     return await written(service, treatment, plan, face, first=first, requests=requests)
+
+
+def check_choices(service: Service, plan: Plan) -> None:
+    """Raises `RequestError` for more than the operator lets: each is a request of its own to the
+    upstream, with sentences of its own for the aligner."""
+    if plan.choices > service.max_choices:
+        raise RequestError(
+            f"Invalid value for 'n': must be at most {service.max_choices} here.",
+            param="n",
+            code="invalid_value",
+        )
 
 
 def planned(
