@@ -148,6 +148,7 @@ def _treatment(alignment: AlignmentSettings, name: str, aligner: Aligner) -> Tre
         alignment.provenance,
         alignment.structured_output == "pass",
         alignment.strength,
+        alignment.logprobs == "unchanged",
     )
     return Treatment(name, aligner, rules, alignment.policy)
 

@@ -11,9 +11,9 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from stream_aligner_proxy.core.added_time import AddedTime
 from stream_aligner_proxy.core.errors import ProxyError, RequestError, ReviewError
@@ -44,8 +44,10 @@ from stream_aligner_proxy.core.events import (
 from stream_aligner_proxy.core.loop import AlignmentLoop
 from stream_aligner_proxy.core.passing import PassingLoop
 from stream_aligner_proxy.core.ports import Aligner, Observer, Upstream
+from stream_aligner_proxy.core.probabilities import Probabilities
 from stream_aligner_proxy.core.records import (
     ChatRequest,
+    Committed,
     Delivery,
     Finished,
     Mode,
@@ -122,6 +124,8 @@ class Session:
         self._reviews: dict[int, asyncio.Task[None]] = {}
         self._review_times: dict[int, tuple[float, float | None]] = {}  # started, verdict
         self._added = AddedTime()
+        self._probabilities = Probabilities()
+        self._about: Mapping[str, Any] = {}  # what the upstream tells of the reply
         self._first_text: float | None = None  # seconds
         self._outbox: deque[Delivery] = deque()
         self._wake = asyncio.Event()
@@ -148,8 +152,16 @@ class Session:
                     ended = "finished"
                     refused = cost.refused_continuations > 0
                     way = "rewrite-only" if refused else self._continuation
-                    added, first = self._added.seconds, self._first_text
-                    return Finished(finish_reason, usage, cost, mode, way, added, first)
+                    return Finished(
+                        finish_reason,
+                        usage,
+                        cost,
+                        mode,
+                        way,
+                        added_seconds=self._added.seconds,
+                        first_text_seconds=self._first_text,
+                        about=self._about,
+                    )
                 case Fail(error):
                     ended = error.code or error.type
                     raise error
@@ -206,6 +218,10 @@ class Session:
                             await self._tell_loop(PromptMetered(branch, usage.prompt_tokens))
                     if chunk.part is not None:
                         await self._tell_loop(PartArrived(branch, chunk.part, chunk.tokens))
+                    if chunk.logprobs:
+                        self._probabilities.arrived(branch, chunk.logprobs)
+                    if chunk.about is not None:
+                        self._about = chunk.about
                     if chunk.text:
                         if branch in self._paused:
                             await self._paused[branch].wait()
@@ -316,8 +332,19 @@ class Session:
                 review_seconds = None if judged is None else judged - begun
                 waited = now - begun
             self._tell(lambda observer: observer.committed(unit, review_seconds))
-        self._outbox.append(Delivery(action.text, action.part, unit, review_seconds, waited))
+        logprobs = self._logprobs(action.text, unit)
+        self._outbox.append(
+            Delivery(action.text, action.part, unit, review_seconds, waited, logprobs)
+        )
         self._wake.set()
+
+    def _logprobs(self, text: str, unit: Committed | None) -> Sequence[Mapping[str, Any]]:
+        if self._policy.mode in (Mode.SHADOW, Mode.OFF):
+            return self._probabilities.take_all(0) if text else ()
+        if unit is None:
+            return ()  # they come with the end of the sentence
+        told = self._probabilities.take(unit.branch, unit.start, unit.original)
+        return told if unit.text == unit.original and unit.outcome != "replace" else ()
 
     @staticmethod
     def _cancel(task: asyncio.Task[None] | None) -> None:

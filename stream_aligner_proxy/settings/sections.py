@@ -120,6 +120,7 @@ class AlignmentSettings(Section):
     review_code: bool = _POLICY.review_code
     strength: Annotated[float, Field(ge=0, le=1)] = _POLICY.strength
     structured_output: Literal["pass", "refuse"] = "pass"
+    logprobs: Literal["refuse", "unchanged"] = "refuse"
     provenance: bool = False
 
     def policy(self, mode: Mode, strength: float) -> Policy:
