@@ -55,7 +55,7 @@ def logprobs(text: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
             "bytes": list(token.encode()),
         }
 
-    top = range(body.get("top_logprobs") or 0)
+    top = range(min(body.get("top_logprobs") or 0, 20))
     content = [
         {**said(token), "top_logprobs": [said(token + "'" * rank, rank) for rank in top]}
         for token in tokens(text)
