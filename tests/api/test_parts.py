@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
@@ -217,6 +217,8 @@ def whole_answer_first(deltas: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @_SOME
 @given(deltas=DELTAS, mode=MODES)
+@example(deltas=[{"content": "Two"}, {"refusal": "a"}, {"content": ". Three"}], mode="stream")
+@example(deltas=[{"content": "Two"}, {"refusal": "a"}, {"content": ". Three"}], mode="whole")
 def test_parts_keep_their_place_in_the_text(
     over_deltas: Standing, deltas: list[dict[str, Any]], mode: str
 ) -> None:
