@@ -72,6 +72,7 @@ def create_app(
         count_error=metrics.error,
         render_metrics=metrics.render,
         max_body_bytes=settings.server.max_body_bytes,
+        max_choices=settings.server.max_choices,
         show_upstream=settings.server.show_upstream,
         examples=tuple(examples),
     )
@@ -147,6 +148,7 @@ def _treatment(alignment: AlignmentSettings, name: str, aligner: Aligner) -> Tre
         alignment.provenance,
         alignment.structured_output == "pass",
         alignment.strength,
+        alignment.logprobs == "unchanged",
     )
     return Treatment(name, aligner, rules, alignment.policy)
 

@@ -11,10 +11,11 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
+from stream_aligner_proxy.core.added_time import AddedTime
 from stream_aligner_proxy.core.errors import ProxyError, RequestError, ReviewError
 from stream_aligner_proxy.core.events import (
     Action,
@@ -43,8 +44,10 @@ from stream_aligner_proxy.core.events import (
 from stream_aligner_proxy.core.loop import AlignmentLoop
 from stream_aligner_proxy.core.passing import PassingLoop
 from stream_aligner_proxy.core.ports import Aligner, Observer, Upstream
+from stream_aligner_proxy.core.probabilities import Probabilities
 from stream_aligner_proxy.core.records import (
     ChatRequest,
+    Committed,
     Delivery,
     Finished,
     Mode,
@@ -120,6 +123,10 @@ class Session:
         self._paused: dict[int, asyncio.Event] = {}  # set when the branch may be read again
         self._reviews: dict[int, asyncio.Task[None]] = {}
         self._review_times: dict[int, tuple[float, float | None]] = {}  # started, verdict
+        self._added = AddedTime()
+        self._probabilities = Probabilities()
+        self._about: Mapping[str, Any] = {}  # what the upstream tells of the reply
+        self._first_text: float | None = None  # seconds
         self._outbox: deque[Delivery] = deque()
         self._wake = asyncio.Event()
         self._gate = asyncio.Event()
@@ -145,7 +152,16 @@ class Session:
                     ended = "finished"
                     refused = cost.refused_continuations > 0
                     way = "rewrite-only" if refused else self._continuation
-                    return Finished(finish_reason, usage, cost, mode, way)
+                    return Finished(
+                        finish_reason,
+                        usage,
+                        cost,
+                        mode,
+                        way,
+                        added_seconds=self._added.seconds,
+                        first_text_seconds=self._first_text,
+                        about=self._about,
+                    )
                 case Fail(error):
                     ended = error.code or error.type
                     raise error
@@ -162,19 +178,21 @@ class Session:
 
     async def _write(self, reply: Reply, begun: float) -> None:
         """Empty the outbox until there is an outcome."""
-        first = True
         while True:
             while self._outbox:
                 delivery = self._outbox.popleft()
-                if first and delivery.text:
-                    first = False
-                    self._tell(lambda observer: observer.first_text(self._clock() - begun))
+                if self._first_text is None and delivery.text:
+                    self._tell_first_text(self._clock() - begun)
                 await reply.deliver(delivery)
                 self._set_gate()
             if self._outcome is not None:
                 return
             self._wake.clear()
             await self._wake.wait()
+
+    def _tell_first_text(self, seconds: float) -> None:
+        self._first_text = seconds
+        self._tell(lambda observer: observer.first_text(seconds))
 
     async def _read(self, opened: OpenBranch) -> None:
         """Read one branch to its end, or until the loop closes it."""
@@ -200,20 +218,26 @@ class Session:
                             await self._tell_loop(PromptMetered(branch, usage.prompt_tokens))
                     if chunk.part is not None:
                         await self._tell_loop(PartArrived(branch, chunk.part, chunk.tokens))
+                    if chunk.logprobs:
+                        self._probabilities.arrived(branch, chunk.logprobs)
+                    if chunk.about is not None:
+                        self._about = chunk.about
                     if chunk.text:
                         if branch in self._paused:
                             await self._paused[branch].wait()
                         if not branch and len(self._began) < _BEGINNING:
                             self._began += chunk.text
+                        self._added.arrived(branch, len(chunk.text), self._clock())
                         self._dispatch(TextArrived(branch, chunk.text, chunk.tokens))
                     if chunk.finish_reason and finish_reason is None:
                         # The last sentence need not wait for the usage and the end of the body.
                         finish_reason = chunk.finish_reason
+                        self._added.ended(branch, self._clock())
                         await self._tell_loop(TextEnded(branch, finish_reason))
                     if branch not in self._branches:
                         return
                     if not self._gate.is_set():
-                        await self._gate.wait()
+                        await self._wait_at_the_gate()
                     if branch in self._paused:
                         await self._paused[branch].wait()
             # Only now, though the reason came earlier: the usage comes after it, and a body read
@@ -221,6 +245,12 @@ class Session:
             await self._tell_loop(BranchEnded(branch, finish_reason or "stop", usage))
         except ProxyError as error:
             await self._tell_loop(BranchBroke(branch, error))
+
+    async def _wait_at_the_gate(self) -> None:
+        full, since = not self._loop.wants_text, self._clock()
+        await self._gate.wait()
+        if full:  # it is not only the client that is slow
+            self._added.held(self._clock() - since)
 
     async def _tell_loop(self, event: BranchEvent) -> None:
         """Dispatch an event of a branch, when that is not paused."""
@@ -271,6 +301,7 @@ class Session:
                 case PauseBranch(branch):
                     self._paused[branch] = asyncio.Event()
                 case ResumeBranch(branch):
+                    self._added.went_back(branch, self._clock())
                     self._paused.pop(branch).set()
                 case Finish() | Fail():
                     self._outcome = action
@@ -279,6 +310,9 @@ class Session:
 
     def _open(self, action: OpenBranch) -> None:
         self._branches[action.branch] = self._tasks.create_task(self._read(action))
+        if action.branch:
+            after_a_break = action.after_a_break
+            self._added.opened(action.branch, self._clock(), after_a_break=after_a_break)
         self._tell(lambda observer: observer.branch_opened(action.branch, len(action.prefix)))
 
     def _close(self, action: CloseBranch) -> None:
@@ -290,14 +324,27 @@ class Session:
         review_seconds = waited = None
         unit = action.unit
         if unit is not None:
+            now = self._clock()
+            self._added.delivered(unit.branch, unit.start + len(unit.original), now)
             if unit.review is not None:
                 self._reviews.pop(unit.review, None)
                 begun, judged = self._review_times.pop(unit.review)
                 review_seconds = None if judged is None else judged - begun
-                waited = self._clock() - begun
+                waited = now - begun
             self._tell(lambda observer: observer.committed(unit, review_seconds))
-        self._outbox.append(Delivery(action.text, action.part, unit, review_seconds, waited))
+        logprobs = self._logprobs(action.text, unit)
+        self._outbox.append(
+            Delivery(action.text, action.part, unit, review_seconds, waited, logprobs)
+        )
         self._wake.set()
+
+    def _logprobs(self, text: str, unit: Committed | None) -> Sequence[Mapping[str, Any]]:
+        if self._policy.mode in (Mode.SHADOW, Mode.OFF):
+            return self._probabilities.take_all(0) if text else ()
+        if unit is None:
+            return ()  # they come with the end of the sentence
+        told = self._probabilities.take(unit.branch, unit.start, unit.original)
+        return told if unit.text == unit.original and unit.outcome != "replace" else ()
 
     @staticmethod
     def _cancel(task: asyncio.Task[None] | None) -> None:

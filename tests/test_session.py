@@ -412,3 +412,71 @@ async def test_a_reply_whose_upstream_breaks_goes_on():
     finished = await session(upstream).run(reply)
     assert reply.text == "One. Two. Three."
     assert finished.cost.resumes == 1
+
+
+class Clock:
+    """Goes on only where a test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def timed(clock, upstream, aligner, **policy) -> Session:
+    return Session(
+        REQUEST, upstream=upstream, aligner=aligner, policy=Policy(**policy), clock=clock
+    )
+
+
+async def test_a_correction_adds_its_review_and_the_opening_of_the_next_branch():
+    clock = Clock()
+    texts = {"": "I am rude. You fool. ", "I am kind.": " Dear friend. "}
+
+    def write(prefix):
+        clock.pass_(3 if prefix else 1)
+        return words(texts[prefix])
+
+    def judge(review):
+        if "rude" not in review.sentence:
+            return Verdict()
+        clock.pass_(2)
+        return Verdict("I am kind.")
+
+    finished = await timed(clock, MemoryUpstream(write), FunctionAligner(judge)).run(ListReply())
+    assert finished.cost.corrections == 1
+    assert finished.added_seconds == 5
+    assert finished.first_text_seconds == 3
+
+
+@pytest.mark.parametrize("mode", [Mode.STREAM, Mode.SHADOW])
+async def test_verdicts_that_come_after_the_end_of_the_upstream_are_added(mode):
+    clock, gate = Clock(), asyncio.Event()
+
+    def judge(review):
+        clock.pass_(2)
+        return Verdict()
+
+    upstream = MemoryUpstream(lambda prefix: words("One two. Three four. Five."))
+    one = timed(clock, upstream, FunctionAligner(judge, gate=gate), mode=mode)
+    running = asyncio.create_task(one.run(ListReply()))
+    await settle()
+    clock.pass_(10)
+    gate.set()
+    finished = await running
+    assert finished.cost.reviews == 3
+    assert finished.added_seconds == 16
+
+
+async def test_time_in_which_the_upstream_could_not_be_read_is_added():
+    clock, gate = Clock(), asyncio.Event()
+    upstream = MemoryUpstream(lambda prefix: words("A b. " * 20))
+    one = timed(clock, upstream, FunctionAligner(gate=gate), lookahead=3)
+    running = asyncio.create_task(one.run(ListReply()))
+    await settle()
+    clock.pass_(7)
+    gate.set()
+    assert (await running).added_seconds == 7

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from stream_aligner_proxy.api.faces.completions import completions_face
 from stream_aligner_proxy.api.plan import Plan, Rules, refuse
 from stream_aligner_proxy.api.reading import read_body
-from stream_aligner_proxy.api.replying import of_choice, planned, relay, written
+from stream_aligner_proxy.api.replying import check_choices, of_choice, planned, relay, written
 from stream_aligner_proxy.api.schemas import (
     ChatBody,
     Extension,
@@ -143,6 +143,7 @@ async def _complete(
             )
         refuse(param, why, plan.mode, treatment.rules)
     _check(body, plan, treatment.rules)
+    check_choices(service, plan)
     requests = list(_requests(plan, body))
     plan = replace(plan, request=requests[0], choices=len(requests))
     return await written(service, treatment, plan, face, first=first, requests=requests)

@@ -29,7 +29,8 @@ class Plan:
 
     `passthrough` names the field for whose sake an aligned mode became `off`. `strength`: see
     `Review`. `relay_body` is what the upstream gets in mode `off`: all but the extension field.
-    `choices`: so many replies are asked for, each in a request of its own.
+    `choices`: so many replies are asked for, each in a request of its own. `logprobs`: those of
+    unchanged text are told. `obfuscation`: events are filled up, to hide how long they are.
     """
 
     request: ChatRequest
@@ -41,6 +42,8 @@ class Plan:
     strength: float
     relay_body: Mapping[str, Any]
     choices: int = 1
+    logprobs: bool = False
+    obfuscation: bool = False
 
     @property
     def tells_sentences(self) -> bool:
@@ -52,13 +55,15 @@ class Plan:
 class Rules:
     """What the operator settled: the mode of this route, those a request may choose instead,
     whether sentences come back with their history when a request does not say, whether JSON
-    output may pass through, and the strength where a request names none."""
+    output may pass through, the strength where a request names none, and whether log probabilities
+    of unchanged text are told."""
 
     mode: Mode
     choices: frozenset[Mode]
     provenance: bool = False
     pass_structured: bool = True
     strength: float = NEUTRAL
+    logprobs: bool = False
 
     def allows(self, mode: Mode) -> bool:
         return mode is self.mode or mode in self.choices
@@ -126,6 +131,8 @@ def decide(
         strength=rules.strength if strength is None else strength,
         relay_body=relay_body,
         choices=body.n or 1,
+        logprobs=bool(body.logprobs),
+        obfuscation=bool(body.stream_options and body.stream_options.include_obfuscation),
     )
 
 
@@ -149,12 +156,17 @@ def check_strength(
 
 def _refuse_unalignable(body: ChatBody, mode: Mode, rules: Rules) -> None:
     """Say no to what would be wrong over rewritten text, rather than be quietly wrong."""
-    if body.logprobs:
+    if body.logprobs and not rules.logprobs:
         refuse("logprobs", "log probabilities do not belong to rewritten text", mode, rules)
-    if body.top_logprobs:
+    if body.top_logprobs and not rules.logprobs:
         refuse("top_logprobs", "log probabilities do not belong to rewritten text", mode, rules)
     if body.modalities is not None and body.modalities != ["text"]:
         refuse("modalities", "only text can be aligned", mode, rules)
+    if body.store and mode is not Mode.SHADOW:
+        refuse("store", "the upstream would keep its own text, not this reply", mode, rules)
+    if body.moderation is not None:
+        why = "the upstream would judge its own text, not this reply"
+        refuse("moderation", why, mode, rules)
 
 
 def refuse(param: str, why: str, mode: Mode, rules: Rules) -> NoReturn:

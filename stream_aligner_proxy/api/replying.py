@@ -8,6 +8,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from stream_aligner_proxy.api.faces.face import Face, Shape
+from stream_aligner_proxy.api.headers import treatment_headers
 from stream_aligner_proxy.api.plan import Plan, decide
 from stream_aligner_proxy.api.reading import forwarded
 from stream_aligner_proxy.api.relay import RelayResponse
@@ -15,6 +16,7 @@ from stream_aligner_proxy.api.request_id import request_id_of
 from stream_aligner_proxy.api.response import ReplyResponse
 from stream_aligner_proxy.api.schemas import ChatBody
 from stream_aligner_proxy.api.service import Service, Treatment
+from stream_aligner_proxy.core.errors import RequestError
 from stream_aligner_proxy.core.records import ChatRequest, Mode
 from stream_aligner_proxy.session import Session
 from stream_aligner_proxy.upstream.bodies import is_prompt
@@ -39,8 +41,20 @@ async def reply(
     first = await service.lease(plan.request)
     if plan.mode is Mode.OFF and relayed and first.relays:
         return relay(service, plan, first, face.shape)
+    check_choices(service, plan)
     requests = [of_choice(plan.request, choice) for choice in range(plan.choices)]
     return await written(service, treatment, plan, face, first=first, requests=requests)
+
+
+def check_choices(service: Service, plan: Plan) -> None:
+    """Raises `RequestError` for more than the operator lets: each is a request of its own to the
+    upstream, with sentences of its own for the aligner."""
+    if plan.choices > service.max_choices:
+        raise RequestError(
+            f"Invalid value for 'n': must be at most {service.max_choices} here.",
+            param="n",
+            code="invalid_value",
+        )
 
 
 def planned(
@@ -69,7 +83,7 @@ def relay(
         plan,
         observers=service.observers,
         request_id=plan.request.request_id,
-        headers=lambda: _reply_headers(plan, upstream, service.show_upstream),
+        headers=lambda: treatment_headers(plan, upstream, show_upstream=service.show_upstream),
         count_error=service.count_error,
         shape=shape,
         path=path,
@@ -90,7 +104,12 @@ async def written(
 
     def headers() -> dict[str, str]:
         """Known when the reply begins: until then another upstream may have to write it."""
-        told = _reply_headers(plan, first, service.show_upstream)
+        told = treatment_headers(
+            plan,
+            first,
+            aligner=treatment.aligner_name,
+            show_upstream=service.show_upstream,
+        )
         if is_prompt(plan.request.body):
             completes = first.completes(plan.request)
             told["x-stream-aligner-prompt"] = "completed" if completes else "asked"
@@ -120,16 +139,3 @@ def of_choice(request: ChatRequest, choice: int) -> ChatRequest:
         body["seed"] = seed + choice
     own = request.request_id and f"{request.request_id}-c{choice}"
     return replace(request, body=body, request_id=own)
-
-
-def _reply_headers(plan: Plan, upstream: Lease, show_upstream: bool) -> dict[str, str]:
-    headers = {"x-stream-aligner-mode": str(plan.mode), "x-stream-aligner-continuation": "none"}
-    if plan.mode is Mode.STREAM:
-        continuation = upstream.way(plan.request)
-        headers["x-stream-aligner-continuation"] = continuation.way
-        headers["x-stream-aligner-class"] = continuation.found
-    if show_upstream:
-        headers["x-stream-aligner-upstream"] = upstream.name
-    if plan.passthrough is not None:
-        headers["x-stream-aligner-passthrough"] = plan.passthrough
-    return headers

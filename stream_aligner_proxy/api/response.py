@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from stream_aligner_proxy.api.errors import answer, internal_error, log_error
 from stream_aligner_proxy.api.faces.face import Events, Face, Shape, Whole
+from stream_aligner_proxy.api.headers import cost_headers
 from stream_aligner_proxy.api.plan import Plan
 from stream_aligner_proxy.core.errors import Overloaded, ProxyError
 from stream_aligner_proxy.core.records import Delivery, Finished
@@ -60,9 +61,9 @@ class HttpOut:
         raise _ClientLeft
 
     async def start(self, headers: Mapping[str, str]) -> None:
-        self.started = True
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+        self.started = True  # not while it waits: cut short there, nothing was sent
 
     async def write(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
@@ -167,8 +168,9 @@ class _Stream:
             async with self._beginning:  # or another choice would be written before the first words
                 if not self._begun:
                     await self._out.start({**self._headers(), **EVENT_STREAM_HEADERS})
-                    event = self._events.first() + event
+                    await self._out.write(self._events.first() + event)
                     self._begun = True
+                    return
         if event:
             await self._out.write(event)
 
@@ -190,7 +192,7 @@ class _Gathering:
     async def finish(self, finished: Sequence[Finished]) -> None:
         body = self._whole.completion(finished)
         described = {"content-type": "application/json", "content-length": str(len(body))}
-        await self._out.start({**self._headers(), **described})
+        await self._out.start({**self._headers(), **cost_headers(finished), **described})
         await self._out.end(body)
 
 

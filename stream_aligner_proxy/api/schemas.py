@@ -43,6 +43,7 @@ class Part(BaseModel):
 
     type: StrictStr
     text: StrictStr | None = None
+    refusal: StrictStr | None = None
 
     @model_validator(mode="after")
     def _text_has_text(self) -> "Part":
@@ -73,6 +74,7 @@ class Message(BaseModel):
         | Annotated[None, Tag(_NONE)],
         Discriminator(_kind),
     ] = None
+    refusal: StrictStr | None = None
 
     @model_validator(mode="after")
     def _has_content(self) -> "Message":
@@ -81,10 +83,12 @@ class Message(BaseModel):
         return self
 
     def text(self) -> str:
-        """The text parts, one per line; images and sound have nothing for the aligner to read."""
+        """Text and refusals, one per line; in images and sound the aligner reads nothing."""
         if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content if part.text is not None)
-        return self.content or ""
+            said = [part.refusal if part.text is None else part.text for part in self.content]
+        else:
+            said = [self.content]
+        return "\n".join(text for text in (*said, self.refusal) if text is not None)
 
 
 class ResponseFormat(BaseModel):
@@ -93,6 +97,7 @@ class ResponseFormat(BaseModel):
 
 class StreamOptions(BaseModel):
     include_usage: StrictBool | None = None
+    include_obfuscation: StrictBool | None = None
 
 
 class Extension(BaseModel):
@@ -131,6 +136,8 @@ class ChatBody(BaseModel):
     modalities: list[StrictStr] | None = None
     tools: list[dict[str, Any]] | None = None
     response_format: ResponseFormat | None = None
+    store: StrictBool | None = None
+    moderation: dict[str, Any] | None = None
     stream_aligner: Extension | None = None
 
     @field_validator("stop", mode="before")

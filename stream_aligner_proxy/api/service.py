@@ -47,6 +47,7 @@ class Service:
     count_error: Callable[[ProxyError], None]
     render_metrics: Callable[[], tuple[bytes, str]]
     max_body_bytes: int
+    max_choices: int = 16
     page: bool = True
     show_upstream: bool = True
     examples: tuple[str, ...] = ()

@@ -25,6 +25,7 @@ class Branch:
         self.behind: list[Part] = []  # parts behind the beginning of a whole answer
         # Committed trailing whitespace that was not sent; the upstream writes it again.
         self._owed = committed[len(self.prefix) :]
+        self._cut = 0  # characters of it that are committed text again, or in units
         self._review_code = policy.review_code
         # A continuation inside a fence: what was rewritten was no code that passes, so the block is
         # not the upstream's, and must not let what follows it pass (rule 3).
@@ -39,6 +40,7 @@ class Branch:
         while same < min(len(self._owed), len(text)) and text[same] == self._owed[same]:
             same += 1
         self._owed = self._owed[same:] if same == len(text) else ""
+        self._cut += same
         return text[same:]
 
     def unit(self, sentence: Sentence, tokens: int) -> Unit:
@@ -46,7 +48,10 @@ class Branch:
         self._hinted = 0
         code = sentence.kind == "code"
         self._aligners_fence = self._aligners_fence and code
-        return unit_of(sentence, self.number, tokens, passed=code and self._passes_code)
+        unit = unit_of(sentence, self.number, tokens, passed=code and self._passes_code)
+        unit.start = self._cut
+        self._cut += len(unit.text)
+        return unit
 
     @property
     def rest_passes(self) -> bool:

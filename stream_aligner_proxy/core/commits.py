@@ -108,6 +108,7 @@ class Commits:
                     end=bool(unit.verdict and unit.verdict.end),
                     review=unit.review,
                     error=unit.error.message if unit.error else None,
+                    start=unit.start,
                 ),
             )
         )

@@ -4,7 +4,7 @@ Branches are numbered from 0 in the order they are opened, reviews in the order 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stream_aligner_proxy.core.errors import ProxyError
@@ -93,11 +93,15 @@ Event = BranchEvent | ReviewProgress | ReviewDone | ReviewBroke
 
 @dataclass(frozen=True, slots=True)
 class OpenBranch:
-    """Run the upstream from `prefix` (no trailing whitespace; "" for the first branch)."""
+    """Run the upstream from `prefix` (no trailing whitespace; "" for the first branch).
+
+    `after_a_break`: because the branch before it broke.
+    """
 
     branch: int
     prefix: str
     max_tokens: int | None
+    after_a_break: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ class Unit:
     """A sentence in line. `text` = `lead` + `core` + `tail`, the outer two being whitespace.
 
     `told` is the beginning of what the aligner makes of `core`, as far as it has told.
-    `skipped`: passed although it is prose, because `max_reviews` were made.
+    `skipped`: passed although it is prose, because `max_reviews` were made. `start`: see
+    `Committed`.
     """
 
     text: str
@@ -28,6 +29,7 @@ class Unit:
     tokens: int
     branch: int
     passed: bool
+    start: int = 0
     skipped: bool = False
     review: int | None = None
     told: str = ""

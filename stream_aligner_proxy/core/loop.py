@@ -402,7 +402,7 @@ class AlignmentLoop:
             self._finish("length", None)
         else:
             self._resumes += 1
-            self._open_branch()
+            self._open_branch(after_a_break=True)
 
     # --- parking ---------------------------------------------------------------------------
 
@@ -442,11 +442,12 @@ class AlignmentLoop:
 
     # --- branches --------------------------------------------------------------------------
 
-    def _open_branch(self) -> None:
+    def _open_branch(self, *, after_a_break: bool = False) -> None:
         self._branch = Branch(self._opened, self._policy, self._commits.text)
         self._opened += 1
         limit = self._meter.open_branch(measures=self._measures)
-        self._actions.append(OpenBranch(self._branch.number, self._branch.prefix, limit))
+        branch = self._branch
+        self._actions.append(OpenBranch(branch.number, branch.prefix, limit, after_a_break))
         self._reviews.expect_first()
 
     def _close_branch(self) -> None:

@@ -12,6 +12,7 @@ import re
 from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 from stream_aligner_proxy.core.records import Usage
 
@@ -246,7 +247,11 @@ class Meter:
         text, aside = self.delivered - self._at_open, self.aside - self._aside_at_open
         if final is not None and self._seen and final.completion_tokens > aside:
             text = round(text * (final.completion_tokens - aside) / self._seen)
-        return Usage(prompt, self._at_most_asked(before + text + aside))
+        details: dict[str, Any] = {}
+        if final is not None and self._branches == 1:
+            # Those of the prompt and the thoughts hold; a total of theirs does not.
+            details = {k: v for k, v in final.details.items() if k != "total_tokens"}
+        return Usage(prompt, self._at_most_asked(before + text + aside), details)
 
     def guess(self, prompt_chars: int) -> Usage:
         """Where the upstream never told the prompt's size: estimated from its characters."""

@@ -4,7 +4,7 @@ Text is always `str`; token counts are in the tokens of whoever reports them (th
 `Usage` and `Chunk`, the aligner's for `Verdict`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -103,6 +103,8 @@ class Chunk:
 
     `part` is a delta that is not prose (reasoning, tool calls, a refusal): passed through in
     order. `usage` may come with any chunk; where servers repeat it, the counts are cumulative.
+    `logprobs`: tokens of text that comes next, as OpenAI tells them. `about`: what the upstream
+    says of the reply itself, such as its service tier.
     """
 
     text: str = ""
@@ -110,6 +112,8 @@ class Chunk:
     finish_reason: str | None = None
     usage: Usage | None = None
     tokens: int = 1
+    logprobs: Sequence[Mapping[str, Any]] = ()
+    about: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,7 @@ class Committed:
     `text` is what the client gets, whitespace included; joined over a reply it is the reply.
     `outcome`: `keep` and `replace` are verdicts; `passed` was not for review (code, whitespace,
     what comes after `max_reviews`); `unreviewed` slipped through because the operator chose to fail
-    open.
+    open. `start`: how many characters the branch wrote before `original`.
     """
 
     index: int
@@ -153,6 +157,7 @@ class Committed:
     end: bool = False
     review: int | None = None
     error: str | None = None
+    start: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +226,8 @@ class Delivery:
     `unit` tells where the text comes from. The beginning of a sentence may come before its verdict,
     without `unit`; the unit then comes with the rest, and its own `text` is all of it. In shadow
     mode it comes after its text, with an empty `text`. Times are seconds; None where there was no
-    review.
+    review. `logprobs`: see `Chunk`; those of text that the upstream wrote as it is, once all of it
+    is delivered.
     """
 
     text: str = ""
@@ -229,14 +235,26 @@ class Delivery:
     unit: Committed | None = None
     review_seconds: float | None = None
     waited_seconds: float | None = None
+    logprobs: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a reply ended. `usage` is None where the upstream reported none."""
+    """How a reply ended. `usage` is None where the upstream reported none.
+
+    `added_seconds`: how much later it ended because it was aligned, slow clients apart. That is the
+    time from the arrival of a rewritten sentence to the first text that continues its new text;
+    from the upstream's own end (or, where the proxy ended the reply, from the arrival of its last
+    sentence) to the last verdict; and in which the upstream was not read because as many sentences
+    waited as may. `first_text_seconds`: from the beginning to the first text; None without any.
+    `about`: see `Chunk`, of the branch that told it last.
+    """
 
     finish_reason: str
     usage: Usage | None
     cost: Cost
     mode: Mode
     continuation: str
+    added_seconds: float = 0.0
+    first_text_seconds: float | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)

@@ -51,7 +51,7 @@ class ShadowLoop:
         self._recorded = ""  # text of the units that were cut off so far
         self._index = 0
         self._next_review = 0
-        self._reviews: dict[int, tuple[int, str]] = {}  # in flight: index and text of the unit
+        self._reviews: dict[int, tuple[int, str, int]] = {}  # in flight: index, text and start
         self._end: tuple[str, Usage | None] | None = None
         self._started = self._open = self._done = False
         self._corrections = self._unreviewed = self._skipped = self._recorded_reviews = 0
@@ -136,21 +136,23 @@ class ShadowLoop:
             index = self._index
             self._index += 1
             if not core or (sentence.kind == "code" and not self._policy.review_code):
-                actions.append(_unit(index, sentence.text, "passed"))
+                actions.append(_unit(index, sentence.text, "passed", start=len(before)))
                 continue
             self._reviewable += 1
             most = self._policy.max_reviews
             if most is not None and self._reviewable > most:
                 self._skipped += 1
-                actions.append(_unit(index, sentence.text, "passed"))
+                actions.append(_unit(index, sentence.text, "passed", start=len(before)))
             elif len(self._reviews) >= self._policy.lookahead:
                 self._unreviewed += 1
                 reason = "skipped: the aligner is behind"
-                actions.append(_unit(index, sentence.text, "unreviewed", error=reason))
+                actions.append(
+                    _unit(index, sentence.text, "unreviewed", error=reason, start=len(before))
+                )
             else:
                 review = self._next_review
                 self._next_review += 1
-                self._reviews[review] = (index, sentence.text)
+                self._reviews[review] = (index, sentence.text, len(before))
                 conversation = self._request.conversation
                 request = Review(conversation, before, core, "sentence", self._policy.strength)
                 actions.append(StartReview(review, request))
@@ -165,10 +167,14 @@ class ShadowLoop:
         end: bool = False,
         error: str | None = None,
     ) -> list[Action]:
-        index, text = self._reviews.pop(review)
+        index, text, start = self._reviews.pop(review)
         self._unreviewed += outcome == "unreviewed"
         self._recorded_reviews += outcome != "unreviewed"
-        return [_unit(index, text, outcome, replacement, review=review, end=end, error=error)]
+        return [
+            _unit(
+                index, text, outcome, replacement, review=review, end=end, error=error, start=start
+            )
+        ]
 
     def _finish_if_whole(self) -> list[Action]:
         if self._end is None or self._reviews:
@@ -190,6 +196,7 @@ def _unit(
     review: int | None = None,
     end: bool = False,
     error: str | None = None,
+    start: int = 0,
 ) -> Deliver:
     """The record of a sentence; its text is what would have been delivered in `stream` mode."""
     text = original
@@ -197,5 +204,7 @@ def _unit(
         core = original.strip()
         start = original.index(core)
         text = original[:start] + replacement + original[start + len(core) :] if replacement else ""
-    unit = Committed(index, original, text, outcome, 0, end=end, review=review, error=error)
+    unit = Committed(
+        index, original, text, outcome, 0, end=end, review=review, error=error, start=start
+    )
     return Deliver(unit=unit)

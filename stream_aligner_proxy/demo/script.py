@@ -11,8 +11,10 @@ A script is a YAML mapping:
         after: "12 left\\.$"  # regex searched in the prefix; such a rule answers continuations only
         reply: " So 12 are left."
 
-A rule may also hold `reasoning` (sent before the text), `tool_calls` (sent after it, as OpenAI's
-list), `finish_reason`, and its own `chunk`, `pace` and `fault` (see `Fault`).
+A rule may also hold `seed` (it answers only requests with this seed), `reasoning` (sent before the
+text), `refusal`, `function_call` and `tool_calls` (sent after it, as OpenAI writes them), `parts`
+(how these are cut, like `chunk`; calls that are cut take turns; by default each is one piece),
+`finish_reason`, and its own `chunk`, `pace` and `fault` (see `Fault`).
 
 Continuing (`continues`, `repeats`): a rule with `after` gives the new text itself. Any other rule
 gives the whole reply, which is resumed where the prefix ends if the reply begins with the prefix,
@@ -111,10 +113,14 @@ class Rule:
     reply: str = ""
     when: str = ""
     after: str | None = None
+    seed: int | None = None
     reasoning: str = ""
+    refusal: str = ""
+    function_call: Mapping[str, Any] | None = None
     tool_calls: Sequence[Mapping[str, Any]] = ()
     finish_reason: str | None = None
     chunk: Chunking | None = None
+    parts: Chunking | None = None
     pace: float | None = None
     fault: Fault = field(default_factory=Fault)
 
@@ -129,9 +135,11 @@ class Script:
     chunk: Chunking = field(default_factory=Chunking)
     pace: float = 0.0
 
-    def choose(self, question: str, prefix: str) -> Rule:
+    def choose(self, question: str, prefix: str, seed: int | None = None) -> Rule:
         """The first rule that matches; one that echoes the question where none does."""
         for rule in self.rules:
+            if rule.seed is not None and rule.seed != seed:
+                continue
             if rule.after is not None and not (prefix and re.search(rule.after, prefix)):
                 continue
             if re.search(rule.when, question):
@@ -182,8 +190,9 @@ def _rule(value: Any, key: str) -> Rule:
             re.compile(fields.get(name) or "")
         except (re.error, TypeError) as error:
             raise ConfigError(f"{key}.{name}: not a regular expression: {error}") from error
-    if fields.get("chunk") is not None:
-        fields["chunk"] = _chunking(fields["chunk"], f"{key}.chunk")
+    for name in ("chunk", "parts"):
+        if fields.get(name) is not None:
+            fields[name] = _chunking(fields[name], f"{key}.{name}")
     if "fault" in fields:
         fields["fault"] = Fault(**_known(Fault, fields["fault"], f"{key}.fault"))
     return Rule(**fields)

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from stream_aligner_proxy.demo.script import Rule, Script, resume, tokens
+from stream_aligner_proxy.demo.scripted_deltas import after_text, before_text, logprobs, message
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Coroutine[Any, Any, Message]]
@@ -77,7 +78,7 @@ class Answer:
             )
             return
         seen = "" if self._script.prefill == "restarts" else prefix
-        rule = self._script.choose(_text(question.get("content")), seen)
+        rule = self._script.choose(_text(question.get("content")), seen, body.get("seed"))
         fault = rule.fault
         if fault.stall == "headers":
             await self._wait(None)
@@ -96,7 +97,8 @@ class Answer:
     def _limited(self, rule: Rule, text: str) -> tuple[str, str]:
         """The text as far as the request's limit and stop strings let it go, and why it ends."""
         body = self._request.body
-        finish = rule.finish_reason or ("tool_calls" if rule.tool_calls else "stop")
+        finish = "tool_calls" if rule.tool_calls else "stop"
+        finish = rule.finish_reason or ("function_call" if rule.function_call else finish)
         stops = body.get("stop") or []
         cuts = [text.find(stop) for stop in ([stops] if isinstance(stops, str) else stops)]
         if found := [cut for cut in cuts if cut >= 0]:
@@ -119,9 +121,9 @@ class Answer:
         if fault.stall == "first":
             await self._wait(None)
         await self._delta({"role": "assistant", "content": ""})
-        if rule.reasoning:
-            self._counted += len(tokens(rule.reasoning))
-            await self._delta({"reasoning_content": rule.reasoning})
+        self._counted += len(tokens(rule.reasoning))
+        for delta in before_text(rule):
+            await self._delta(delta)
         pace = self._script.pace if rule.pace is None else rule.pace
         pieces = (rule.chunk or self._script.chunk).cut(text)
         start = self._counted
@@ -134,10 +136,10 @@ class Answer:
                 await self._wait(pace)
             self._request.sent += piece
             self._counted = start + len(tokens(self._request.sent))
-            await self._delta({"content": piece})
+            await self._delta({"content": piece}, told=logprobs(piece, self._request.body))
             self._changed()
-        for index, call in enumerate(rule.tool_calls):
-            await self._delta({"tool_calls": [{"index": index, **call}]})
+        for delta in after_text(rule):
+            await self._delta(delta)
         if fault.finish:
             await self._delta({}, finish)
         if fault.linger:
@@ -151,15 +153,15 @@ class Answer:
         await self._raw({"type": "http.response.body", "body": b""})
 
     async def _whole(self, rule: Rule, text: str, finish: str, prompt: int) -> None:
-        message: dict[str, Any] = {"role": "assistant", "content": text}
-        if rule.reasoning:
-            message["reasoning_content"] = rule.reasoning
-        if rule.tool_calls:
-            message["tool_calls"] = list(rule.tool_calls)
-        choice = {"index": 0, "message": message, "finish_reason": finish}
+        said = {
+            "message": message(rule, text),
+            "logprobs": logprobs(text, self._request.body),
+            "finish_reason": finish,
+        }
+        choices = [{"index": index, **said} for index in range(self._choices)]
         usage = _usage(prompt, len(tokens(text)) + len(tokens(rule.reasoning)))
         self._request.sent = text
-        frame = {**self._frame(), "object": "chat.completion", "choices": [choice], "usage": usage}
+        frame = {**self._frame(), "object": "chat.completion", "choices": choices, "usage": usage}
         await respond(self._send, 200, frame)
 
     async def _fails(self, rule: Rule, sent: int) -> bool:
@@ -201,20 +203,34 @@ class Answer:
         if self._gone.done():
             raise ClientLeft
 
+    @property
+    def _choices(self) -> int:
+        return self._request.body.get("n") or 1
+
     def _frame(self) -> dict[str, Any]:
-        return {
+        frame = {
             "id": f"chatcmpl-{self._request.number}",
             "object": "chat.completion.chunk",
             "created": int(time.time()),
             "model": self._script.model,
+            "system_fingerprint": "fp_scripted",
         }
+        if tier := self._request.body.get("service_tier"):
+            frame["service_tier"] = tier
+        return frame
 
-    async def _delta(self, delta: dict[str, Any], finish: str | None = None) -> None:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        frame = {**self._frame(), "choices": [choice]}
-        if (usage := self._usage()) is not None:
-            frame["usage"] = usage
-        await self._event(frame)
+    async def _delta(
+        self,
+        delta: dict[str, Any],
+        finish: str | None = None,
+        told: dict[str, Any] | None = None,
+    ) -> None:
+        for index in range(self._choices):
+            choice = {"index": index, "delta": delta, "logprobs": told, "finish_reason": finish}
+            frame = {**self._frame(), "choices": [choice]}
+            if (usage := self._usage()) is not None:
+                frame["usage"] = usage
+            await self._event(frame)
 
     async def _event(self, frame: dict[str, Any]) -> None:
         await self._body(b"data: " + orjson.dumps(frame) + (self._newline * 2).encode())

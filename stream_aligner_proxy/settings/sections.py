@@ -120,6 +120,7 @@ class AlignmentSettings(Section):
     review_code: bool = _POLICY.review_code
     strength: Annotated[float, Field(ge=0, le=1)] = _POLICY.strength
     structured_output: Literal["pass", "refuse"] = "pass"
+    logprobs: Literal["refuse", "unchanged"] = "refuse"
     provenance: bool = False
 
     def policy(self, mode: Mode, strength: float) -> Policy:
@@ -149,6 +150,7 @@ class ServerSettings(Section):
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     max_body_bytes: Annotated[int, Field(ge=1024)] = 20 * 1024 * 1024
+    max_choices: Annotated[int, Field(ge=1, le=128)] = 16
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     shutdown_seconds: Annotated[int, Field(ge=0)] = 30
     page: bool = True

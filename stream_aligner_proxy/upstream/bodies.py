@@ -21,8 +21,9 @@ _GRAMMARS = (
 _LIMITS = ("max_tokens", "max_completion_tokens")
 # Not for a continuation: a least length would be asked for once more, and is refused above what is
 # left of the limit; an echo would bring the prefix back; an id (vLLM's, SGLang's) is taken until
-# the closed branch is gone.
-_FIRST_ONLY = ("min_tokens", "echo", "request_id", "rid")
+# the closed branch is gone; a prediction is one of the whole reply, and what does not come true is
+# charged.
+_FIRST_ONLY = ("min_tokens", "echo", "request_id", "rid", "prediction")
 
 
 # Of a text completion; a chat knows them not, or otherwise.

@@ -19,6 +19,8 @@ from stream_aligner_proxy.upstream.rejections import Refusals
 _AFTER_TEXT = frozenset(
     ("tool_calls", "function_call", "refusal", "audio", "images", "annotations")
 )
+# What it tells of the reply itself, wherever it comes.
+_ABOUT = ("service_tier", "system_fingerprint")
 # The same for the items of a content that is a list.
 _CONTENT_PARTS = frozenset(
     ("thinking", "reference", "image", "image_url", "audio", "input_audio", "file")
@@ -52,6 +54,7 @@ class ChunkReader:
         self._held_tokens = 0
         self._counted = 0
         self._counting = False
+        self._about: tuple[Any, ...] = (None,) * len(_ABOUT)
         self.finished = False
 
     def read(self, event: SseEvent) -> Iterator[Chunk]:
@@ -64,6 +67,12 @@ class ChunkReader:
         """The chunks of one parsed chunk object, or of a whole `chat.completion` object."""
         if event == "error" or frame.get("error") or frame.get("object") == "error":
             raise self._refusals.from_frame(frame)
+        about = tuple(frame.get(name) for name in _ABOUT)
+        if about != self._about:
+            self._about = about
+            told = {n: v for n, v in zip(_ABOUT, about, strict=True) if isinstance(v, str)}
+            if told:
+                yield Chunk(about=told, tokens=0)
         usage = _usage(frame.get("usage"))
         choices = frame.get("choices")
         if not choices:
@@ -101,6 +110,8 @@ class ChunkReader:
             text, tokens = self._drop_prefix(text, tokens, last=finish is not None)
         if before:
             yield Chunk(part=before, tokens=0 if text or after else tokens)
+        if logprobs := _logprobs(choice.get("logprobs")):
+            yield Chunk(logprobs=logprobs, tokens=0)
         if text and after:
             yield Chunk(text=text, tokens=tokens)
             text, tokens = "", 0
@@ -154,6 +165,13 @@ def _content(content: object) -> tuple[str, Mapping[str, Any]]:
         elif isinstance(item, dict) and item.get("type") in _CONTENT_PARTS:
             others.append(item)
     return "".join(text), {"content": others} if others else {}
+
+
+def _logprobs(value: object) -> list[Mapping[str, Any]]:
+    entries = value.get("content") if isinstance(value, dict) else None
+    if not isinstance(entries, list):
+        return []
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def _usage(value: object) -> Usage | None:

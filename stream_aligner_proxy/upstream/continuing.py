@@ -46,6 +46,9 @@ class ContinuedReader:
     def _chunks(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         for given in chunks:
             chunk = given
+            if chunk.logprobs or chunk.about:
+                yield chunk
+                continue
             if chunk.part is not None and THINKING.issuperset(chunk.part):
                 self._tokens += chunk.tokens
                 if chunk.finish_reason is None and chunk.usage is None:

@@ -288,3 +288,29 @@ async def test_several_choices_are_aligned_each_and_their_chunks_interleave() ->
     usage = frames[-2]["usage"]
     assert usage["completion_tokens"] == whole["usage"]["completion_tokens"]
     assert whole["stream_aligner"]["cost"]["corrections"] == 3
+
+
+async def test_headers_tell_who_aligned_a_reply_and_what_a_whole_one_cost() -> None:
+    async with proxy(CONTINUED, WRONG, aligner=counting_right()) as p:
+        whole = await p.post()
+        streamed = await p.post(stream=True)
+        twice = await p.post(n=2)
+        plain = await p.post(stream_aligner={"mode": "off"})
+    name = "x-stream-aligner-"
+    assert whole.headers[f"{name}aligner"] == streamed.headers[f"{name}aligner"] == "default"
+    assert f"{name}aligner" not in plain.headers
+    told = whole.json()["stream_aligner"]
+    assert int(whole.headers[f"{name}corrections"]) == told["cost"]["corrections"] == 1
+    assert int(whole.headers[f"{name}branches"]) == told["cost"]["branches"] == 2
+    assert int(whole.headers[f"{name}discarded-tokens"]) == told["cost"]["discarded_tokens"]
+    assert int(whole.headers[f"{name}aligner-tokens"]) == 0
+    assert int(whole.headers[f"{name}added-ms"]) == round(told["added_ms"])
+    assert told["first_text_ms"] > 0
+    assert told["added_ms"] > 0
+    assert int(twice.headers[f"{name}corrections"]) == 2
+    assert twice.json()["stream_aligner"]["added_ms"] >= 0
+    for unknown in (streamed, plain):
+        assert f"{name}added-ms" not in unknown.headers
+    [end] = [f["stream_aligner"] for f in parse_frames(streamed.text) if "added_ms" in of(f)]
+    assert end["cost"]["corrections"] == 1
+    assert end["added_ms"] > 0

@@ -16,6 +16,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from stream_aligner_proxy.app import create_app
+from stream_aligner_proxy.core.ports import Aligner
 from stream_aligner_proxy.demo.script import Rule, Script
 from stream_aligner_proxy.demo.scripted import ScriptedUpstream
 from tests.api.proxy import QUESTION, REPLY, replacing, settings
@@ -60,9 +61,11 @@ def left() -> list[str]:
 
 
 @asynccontextmanager
-async def standing(runner: asyncio.Runner, upstream: Any) -> AsyncIterator[Standing]:
+async def standing(
+    runner: asyncio.Runner, upstream: Any, aligner: Aligner | None = None
+) -> AsyncIterator[Standing]:
     async with serve(upstream) as behind:
-        app = create_app(settings(behind), aligner=replacing(eats="She eats two."))
+        app = create_app(settings(behind), aligner=aligner or replacing(eats="She eats two."))
         async with (
             serve(app) as address,
             httpx.AsyncClient(base_url=address, trust_env=False, timeout=None) as client,

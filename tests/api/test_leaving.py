@@ -135,20 +135,24 @@ async def settled(read: Callable[[], int]) -> int:
     return last
 
 
-async def test_a_client_that_does_not_read_slows_the_upstream_down() -> None:
-    upstream = MemoryUpstream(lambda prefix: ["Go on. "] * 5000)
+@pytest.mark.parametrize("choices", [1, 3])
+async def test_a_client_that_does_not_read_slows_the_upstream_down(choices: int) -> None:
+    upstream = MemoryUpstream(lambda prefix: ["Go on. "] * (6000 // choices))
     request = ChatRequest("m", {}, ())
     policy = Policy()
-    session = Session(request, upstream=upstream, aligner=FunctionAligner(), policy=policy)
-    plan = Plan(request, Mode.STREAM, True, False, False, None, 0.5, {})
-    response = ReplyResponse([session], plan, CHAT, headers=dict, count_error=lambda error: None)
+    sessions = [
+        Session(request, upstream=upstream, aligner=FunctionAligner(), policy=policy)
+        for _ in range(choices)
+    ]
+    plan = Plan(request, Mode.STREAM, True, False, False, None, 0.5, {}, choices)
+    response = ReplyResponse(sessions, plan, CHAT, headers=dict, count_error=lambda error: None)
     client = SlowClient()
     task = asyncio.create_task(response({"type": "http"}, client.receive, client.send))
     await asyncio.wait_for(client.waiting.wait(), 5)
-    assert await settled(lambda: upstream.read) < 200
+    assert await settled(lambda: upstream.read) < 200 * choices
     client.taken.set()
     await asyncio.wait_for(task, 20)
-    assert upstream.read == 5000
+    assert upstream.read == 6000
     assert client.sent.endswith(b"data: [DONE]\n\n")
 
 

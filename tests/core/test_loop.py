@@ -468,9 +468,9 @@ def test_keeping_everything_passes_usage_and_finish_reason_through():
     ("mode", "judged", "expected"),
     [
         (Mode.WHOLE, [Verdict(None, True)], Usage(7, 2, {"n": 1})),
-        (Mode.WHOLE, [Verdict("One.", True)], Usage(7, 1)),
+        (Mode.WHOLE, [Verdict("One.", True)], Usage(7, 1, {"n": 1})),
         (Mode.STREAM, [KEEP, Verdict(None, True)], Usage(7, 2, {"n": 1})),
-        (Mode.STREAM, [Verdict(None, True)], Usage(7, 1)),
+        (Mode.STREAM, [Verdict(None, True)], Usage(7, 1, {"n": 1})),
     ],
 )
 def test_an_end_verdict_after_the_branch_ended_does_not_lose_its_usage(mode, judged, expected):

@@ -132,3 +132,19 @@ def test_what_is_sure_to_fit_of_a_growing_text_is_never_cut_off_the_whole(pieces
 
 def test_without_a_limit_everything_fits_at_once():
     assert Meter(None).sure_to_fit("one tw", 0, 0)[0] == len("one tw")
+
+
+def test_the_details_of_the_only_branch_are_kept_when_its_text_was_rewritten():
+    meter = branch_of(100, 10, 40, 10)
+    meter.rewritten("x" * 20)
+    details = {"prompt_tokens_details": {"cached_tokens": 8}, "total_tokens": 20}
+    usage = meter.usage(Usage(10, 10, details), rewritten=True)
+    assert usage is not None
+    assert usage.prompt_tokens == 10
+    assert usage.completion_tokens < 10
+    assert usage.details == {"prompt_tokens_details": {"cached_tokens": 8}}
+    meter.open_branch()
+    meter.arrived(4, 1)
+    continued = meter.usage(Usage(15, 1, details), rewritten=True)
+    assert continued is not None
+    assert continued.details == {}

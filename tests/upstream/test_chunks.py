@@ -137,3 +137,21 @@ def test_a_repeated_prefix_is_dropped_however_it_is_cut_and_other_text_is_kept(
     got = read(*frames, delta("stop"), prefix=prefix)
     assert "".join(chunk.text for chunk in got) == expected
     assert got[-1].finish_reason == "stop"
+
+
+def test_what_is_told_of_the_reply_comes_once_and_log_probabilities_before_their_text():
+    reader = ChunkReader(Refusals("u", None))
+    entry = {"token": "a", "logprob": -1.0, "bytes": [97], "top_logprobs": []}
+    frame = {
+        "service_tier": "flex",
+        "system_fingerprint": None,
+        "choices": [{"index": 0, "delta": {"content": "a"}, "logprobs": {"content": [entry]}}],
+    }
+    chunks = [*reader.read_object(frame), *reader.read_object(frame)]
+    told = [(chunk.about, list(chunk.logprobs), chunk.text, chunk.tokens) for chunk in chunks]
+    about = {"service_tier": "flex"}
+    spoken = [(None, [entry], "", 0), (None, [], "a", 1)]
+    assert told == [(about, [], "", 0), *spoken, *spoken]
+    for odd in ("x", {"content": "x"}, {"content": [1]}, []):
+        frame["choices"][0]["logprobs"] = odd
+        assert [chunk.text for chunk in reader.read_object(frame)] == ["a"]

@@ -3,6 +3,7 @@
 Chunks are put together from parts made once per reply; only the delta is encoded anew.
 """
 
+import secrets
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,9 @@ from stream_aligner_proxy.api.plan import Plan
 from stream_aligner_proxy.api.schemas import EXTENSION
 from stream_aligner_proxy.core.records import Delivery, Finished, Mode
 
+# Events are filled up to a multiple of so many bytes.
+_FILLED_TO = 256
+
 
 class Chunks:
     """Makes the `chat.completion.chunk` events of one reply."""
@@ -35,6 +39,8 @@ class Chunks:
         # With include_usage every chunk but the last says that it has none.
         self._tail = b',"usage":null' if plan.include_usage else b""
         self._provenance = plan.tells_sentences
+        self._logprobs = plan.logprobs
+        self._obfuscates = plan.obfuscation
         self._open = [b'[{"index":%d,"delta":' % choice for choice in range(plan.choices)]
 
     def first(self) -> bytes:
@@ -44,24 +50,34 @@ class Chunks:
     def delivery(self, delivery: Delivery, choice: int = 0) -> bytes:
         """The event for one delivery; empty where there is nothing to say."""
         sentence = sentence_object(delivery) if self._provenance else None
+        logprobs = _logprobs_object(delivery.logprobs) if self._logprobs else None
         if delivery.part is not None:
             return self._chunk(delivery.part, choice, sentence=sentence)
         if delivery.text:
-            return self._chunk({"content": delivery.text}, choice, sentence=sentence)
-        return self._chunk({}, choice, sentence=sentence) if sentence is not None else b""
+            delta = {"content": delivery.text}
+            return self._chunk(delta, choice, sentence=sentence, logprobs=logprobs)
+        if sentence is None and logprobs is None:
+            return b""
+        return self._chunk({}, choice, sentence=sentence, logprobs=logprobs)
 
     def finished(self, finished: Finished, choice: int = 0) -> bytes:
         """The finish chunk."""
         extension = None if finished.mode is Mode.OFF else summary(finished)
-        return self._chunk({}, choice, finish_reason=finished.finish_reason, extension=extension)
+        return self._chunk(
+            {},
+            choice,
+            finish_reason=finished.finish_reason,
+            extension=extension,
+            about=finished.about,
+        )
 
     def last(self, finished: Sequence[Finished]) -> bytes:
         """The usage chunk where it was asked for, and the end marker."""
         usage = total(finished)
         if not self._include_usage or usage is None:
             return DONE
-        told = orjson.dumps(usage_object(usage))
-        return self._head + b'[],"usage":' + told + b"}\n\n" + DONE
+        told = [b'[],"usage":', orjson.dumps(usage_object(usage)), *_fields(finished[0].about)]
+        return b"".join((self._head, *told, b"}\n\n", DONE))
 
     def _chunk(
         self,
@@ -71,6 +87,8 @@ class Chunks:
         finish_reason: str | None = None,
         sentence: dict[str, Any] | None = None,
         extension: dict[str, Any] | None = None,
+        logprobs: dict[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> bytes:
         if sentence is not None:
             extension = {"sentence": sentence}
@@ -78,13 +96,19 @@ class Chunks:
             self._head,
             self._open[choice],
             orjson.dumps(delta),
-            b',"logprobs":null,"finish_reason":',
+            b',"logprobs":',
+            orjson.dumps(logprobs),
+            b',"finish_reason":',
             orjson.dumps(finish_reason),
             b"}]",
             self._tail,
         ]
+        if about:
+            event += _fields(about)
         if extension is not None:
-            event += [b',"', EXTENSION.encode(), b'":', orjson.dumps(extension)]
+            event += _fields({EXTENSION: extension})
+        if self._obfuscates:
+            event += [b',"obfuscation":"', _filling(sum(map(len, event))), b'"']
         event.append(b"}\n\n")
         return b"".join(event)
 
@@ -95,6 +119,7 @@ class Gatherer:
     def __init__(self, plan: Plan) -> None:
         self._head = _head(plan, "chat.completion")
         self._provenance = plan.tells_sentences
+        self._logprobs = plan.logprobs
         self._choices = [Gathered() for _ in range(plan.choices)]
 
     def add(self, delivery: Delivery, choice: int = 0) -> None:
@@ -107,11 +132,12 @@ class Gatherer:
                 {
                     "index": index,
                     "message": gathered.message(),
-                    "logprobs": None,
+                    "logprobs": _logprobs_object(gathered.logprobs) if self._logprobs else None,
                     "finish_reason": one.finish_reason,
                 }
                 for index, (gathered, one) in enumerate(zip(self._choices, finished, strict=True))
             ],
+            **finished[0].about,
         }
         usage = total(finished)
         if usage is not None:
@@ -130,6 +156,7 @@ class Gathered:
         self._parts: dict[str, Any] = {}
         self._calls: dict[int, dict[str, Any]] = {}
         self.sentences: list[dict[str, Any]] = []
+        self.logprobs: list[Mapping[str, Any]] = []
 
     def add(self, delivery: Delivery) -> None:
         if delivery.text:
@@ -142,6 +169,7 @@ class Gathered:
         sentence = sentence_object(delivery)
         if sentence is not None:
             self.sentences.append(sentence)
+        self.logprobs += delivery.logprobs
 
     def _add_calls(self, pieces: list[Any]) -> None:
         for piece in pieces:
@@ -164,6 +192,7 @@ class Gathered:
         message: dict[str, Any] = {
             "role": "assistant",
             "content": None if only_calls else text,
+            "refusal": None,
             **self._parts,
         }
         if text and "content" in self._parts:  # parts that are not text, as Mistral's thinking
@@ -180,6 +209,20 @@ def _head(plan: Plan, kind: str) -> dict[str, Any]:
         "created": int(time.time()),
         "model": plan.request.model,
     }
+
+
+def _fields(values: Mapping[str, Any]) -> list[bytes]:
+    """More fields of an object that has some already."""
+    return [b"," + orjson.dumps({name: value})[1:-1] for name, value in values.items()]
+
+
+def _logprobs_object(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    return {"content": list(entries), "refusal": None} if entries else None
+
+
+def _filling(length: int) -> bytes:
+    """Letters that make an event's length, so far `length`, tell little of what is in it."""
+    return secrets.token_urlsafe(_FILLED_TO)[: _FILLED_TO - length % _FILLED_TO].encode()
 
 
 CHAT = Face(Chunks, Gatherer, OpenAiErrors())

@@ -18,13 +18,15 @@ def usage_object(usage: Usage) -> dict[str, Any]:
 
 
 def total(finished: Sequence[Finished]) -> Usage | None:
-    """The usage of all choices: one prompt, every completion; None where none was reported.
+    """The usage of all choices: one prompt, every completion; None unless it is known of each.
 
     Of the details, counts of the prompt's tokens are those of the first choice, others are added.
     """
     told = [one.usage for one in finished if one.usage is not None]
-    if len(told) < 2:
-        return told[0] if told else None
+    if len(told) < len(finished):
+        return None
+    if len(told) == 1:
+        return told[0]
     details: dict[str, Any] = {}
     for name in dict.fromkeys(name for usage in told for name in usage.details):
         values = [usage.details.get(name) for usage in told]
@@ -52,6 +54,8 @@ def summary(finished: Finished) -> dict[str, Any]:
         "mode": finished.mode,
         "continuation": finished.continuation,
         "cost": asdict(finished.cost),
+        "added_ms": _milliseconds(finished.added_seconds),
+        "first_text_ms": _milliseconds(finished.first_text_seconds),
     }
 
 
@@ -68,7 +72,14 @@ def summaries(
     spent = {
         one.name: sum(getattr(choice.cost, one.name) for choice in finished) for one in fields(Cost)
     }
-    return {"mode": finished[0].mode, "cost": spent, "choices": each}
+    # They run side by side: the reply is late by the latest.
+    added = max(one.added_seconds for one in finished)
+    return {
+        "mode": finished[0].mode,
+        "cost": spent,
+        "added_ms": _milliseconds(added),
+        "choices": each,
+    }
 
 
 def _milliseconds(seconds: float | None) -> float | None:
