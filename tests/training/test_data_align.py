@@ -56,6 +56,7 @@ def kinds(steps: list[Step]) -> list[str]:
 @given(st.one_of(versions(), st.tuples(WILD, WILD)), st.booleans())
 @example(("A. B.", " \n"), True)
 @example(("A. B.", ""), True)
+@example(("0\x850", "\r"), True)
 def test_the_steps_joined_are_the_corrected_text(texts: tuple[str, str], ends: bool) -> None:
     original, corrected = texts
     if not original.strip():

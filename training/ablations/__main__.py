@@ -64,7 +64,7 @@ def main() -> None:
     if args.only == names:
         base = args.out / "base" / "run" / "model"
         report["by_corrections"] = {
-            name: gains(model, args.out / f"gains-{name}.json", args.problems)
+            name: gains(model, args.out / f"gains-{name}.json", min(200, args.problems))
             for name, model in (("base", base), ("better", BETTER))
         }
     (args.out / "ablations.json").write_text(json.dumps(report, indent=1) + "\n")

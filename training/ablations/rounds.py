@@ -14,7 +14,7 @@ from training.loops import Episode, ModelReviewer, run_stream
 from training.world.judge import grade
 from training.world.problems import Problem
 
-CORRECTED = (0, 1, 2, 3, 4, None)
+CORRECTED = (0, 1, 2, 3, None)
 
 
 class FirstOnly:

@@ -217,12 +217,13 @@ def _ended(steps: list[Step]) -> list[Step]:
     """Say where the reply is over, and leave out what nobody would have seen."""
     final = max((at for at, step in enumerate(steps) if step.correction), default=-1)
     over = steps[: final + 1]
+    space = "".join(step.text for step in steps[final + 1 :])  # no more than that
     if over and over[-1].kind != "keep":
         changed = over[-1]
-        over[-1] = Step(changed.original, changed.text, changed.kind, True, changed.code)
+        over[-1] = Step(changed.original, changed.text + space, changed.kind, True, changed.code)
     elif final + 1 < len(steps):
         first = steps[final + 1]
-        over.append(Step(first.original, first.text, "end", True, first.code))
+        over.append(Step(first.original, space, "end", True, first.code))
     return over
 
 
