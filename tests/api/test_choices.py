@@ -131,6 +131,10 @@ async def test_more_choices_than_the_operator_lets_are_refused_by_name() -> None
         assert p.upstream.requests == []
         assert len((await p.post(n=2)).json()["choices"]) == 2
         assert (await p.post(n=129)).json()["error"]["param"] == "n"
+        completed = await p.client.post(
+            "/v1/completions", json={"model": "scripted", "prompt": "One", "n": 3}
+        )
+        assert (completed.status_code, completed.json()["error"]["param"]) == (400, "n")
         relayed = await p.post(n=3, stream_aligner={"mode": "off"})
     assert [choice["index"] for choice in relayed.json()["choices"]] == [0, 1, 2]
 
