@@ -36,7 +36,7 @@ def main() -> None:
         }
         for row in report["variants"]
     ]
-    for name, gains in report["by_corrections"].items():
+    for name, gains in report.get("by_corrections", {}).items():
         rows += [
             {
                 "group": "corrections",

@@ -61,12 +61,11 @@ def main() -> None:
         "facts": {"rows": args.rows, "problems": args.problems},
         "variants": table,
     }
-    if args.only == names:
-        base = args.out / "base" / "run" / "model"
-        report["by_corrections"] = {
-            name: gains(model, args.out / f"gains-{name}.json", min(200, args.problems))
-            for name, model in (("base", base), ("better", BETTER))
-        }
+    report["by_corrections"] = {
+        name: gains(model, kept, min(200, args.problems))
+        for name, model in (("better", BETTER), ("base", args.out / "base" / "run" / "model"))
+        if (kept := args.out / f"gains-{name}.json").is_file() or args.only == names
+    }
     (args.out / "ablations.json").write_text(json.dumps(report, indent=1) + "\n")
     (args.out / "ablations.svg").write_text(draw(report))
     for name, found in report.get("by_corrections", {}).items():

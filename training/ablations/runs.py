@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def _prefer(variant: Variant, out: Path, model: Path) -> None:
     common = ["--aligner", str(model), "--seed", str(variant.seed)]
     data = str(start / "data" / "train.jsonl")
     stages = {
-        pairs: ["pairs", "--rows", data, "--out", str(pairs)],
+        pairs: ["pairs", "--rows", data, "--batch", "96", "--out", str(pairs)],
         out / "run" / "model": [
             "train", "--pairs", str(pairs), "--out", str(out / "run" / "model"), "--epochs", "2",
         ],
@@ -124,6 +125,7 @@ def measure(variant: Variant, model: Path, heldout: Path, asked: int) -> dict[st
         **found,
         "problems": asked,
         "accuracy": loop.accuracy,
-        "loop_fixed": loop.fix_rate,
+        # Of whole answers nobody asks sentence by sentence.
+        "loop_fixed": None if math.isnan(loop.fix_rate) else loop.fix_rate,
         "loop_over_correction": loop.over_correction,
     }
