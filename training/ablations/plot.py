@@ -20,7 +20,7 @@ _GROUPS: tuple[tuple[str, Sequence[Variant]], ...] = (
     ("Size, each from a base of its own", SIZES),
     ("A further round", ROUNDS),
 )
-_GAIN = "Problems answered rightly, by how many sentences may be corrected"
+_GAIN = "By how many sentences may be corrected"
 _NAMES = {"base": "trained in minutes (base)", "better": "the demo's own aligner"}
 
 
