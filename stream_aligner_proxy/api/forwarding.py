@@ -14,13 +14,13 @@ from starlette.responses import Response
 from stream_aligner_proxy.api.faces.openai_errors import OpenAiErrors
 from stream_aligner_proxy.api.forwarded_body import ForwardedBody, read
 from stream_aligner_proxy.api.reading import forwarded, read_body
-from stream_aligner_proxy.api.relay import told_of
+from stream_aligner_proxy.api.relay import observed, told_of
 from stream_aligner_proxy.api.request_id import request_id_of
 from stream_aligner_proxy.api.response import HttpOut, WatchedResponse
 from stream_aligner_proxy.api.service import Service
 from stream_aligner_proxy.core.errors import ProxyError, RequestError
 from stream_aligner_proxy.core.ports import Observer
-from stream_aligner_proxy.core.records import ChatRequest, Cost, Mode, Turn
+from stream_aligner_proxy.core.records import ChatRequest, Mode, Turn
 from stream_aligner_proxy.upstream.routing.lease import Lease
 from stream_aligner_proxy.upstream.routing.table import Target, Targets
 
@@ -139,19 +139,8 @@ class ForwardResponse(WatchedResponse):
         self._clock = clock
 
     async def write_to(self, out: HttpOut) -> None:
-        begun = self._clock()
-        ended = "cancelled"
-        for observer in self._observers:
-            observer.opened(Mode.OFF, self._asked.model or "")
-        try:
+        with observed(self._observers, self._asked.model or "", self._clock):
             await self._pass(out)
-            ended = "finished"
-        except ProxyError as error:
-            ended = error.code or error.type
-            raise
-        finally:
-            for observer in self._observers:
-                observer.closed(Mode.OFF, ended, self._clock() - begun, Cost(branches=1))
 
     async def _pass(self, out: HttpOut) -> None:
         async with self._upstream.forward(

@@ -1,7 +1,8 @@
 """Mode `off`: the upstream's answer passes through as it came, a read at a time."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from stream_aligner_proxy.api.faces.face import Shape
 from stream_aligner_proxy.api.plan import Plan
@@ -10,6 +11,26 @@ from stream_aligner_proxy.core.errors import ProxyError
 from stream_aligner_proxy.core.ports import Observer
 from stream_aligner_proxy.core.records import Cost, Mode
 from stream_aligner_proxy.upstream.routing.lease import Lease
+
+
+@contextmanager
+def observed(
+    observers: Sequence[Observer], model: str, clock: Callable[[], float]
+) -> Iterator[float]:
+    """What passes through unread, as observers see it; yields when it began."""
+    begun = clock()
+    ended = "cancelled"
+    for observer in observers:
+        observer.opened(Mode.OFF, model)
+    try:
+        yield begun
+        ended = "finished"
+    except ProxyError as error:
+        ended = error.code or error.type
+        raise
+    finally:
+        for observer in observers:
+            observer.closed(Mode.OFF, ended, clock() - begun, Cost(branches=1))
 
 
 class RelayResponse(WatchedResponse):
@@ -38,19 +59,8 @@ class RelayResponse(WatchedResponse):
         self._clock = clock
 
     async def write_to(self, out: HttpOut) -> None:
-        begun = self._clock()
-        ended = "cancelled"
-        for observer in self._observers:
-            observer.opened(Mode.OFF, self._plan.request.model)
-        try:
+        with observed(self._observers, self._plan.request.model, self._clock) as begun:
             await self._relay(out, begun)
-            ended = "finished"
-        except ProxyError as error:
-            ended = error.code or error.type
-            raise
-        finally:
-            for observer in self._observers:
-                observer.closed(Mode.OFF, ended, self._clock() - begun, Cost(branches=1))
 
     async def _relay(self, out: HttpOut, begun: float) -> None:
         request = self._plan.request
