@@ -9,15 +9,21 @@ from fastapi import FastAPI
 
 from stream_aligner_proxy import __version__
 from stream_aligner_proxy.api import errors
+from stream_aligner_proxy.api.aligning import AlignBody
+from stream_aligner_proxy.api.completing import CompletionBody
 from stream_aligner_proxy.api.directory import Directory
+from stream_aligner_proxy.api.documenting import schemas
+from stream_aligner_proxy.api.faces.messages_schemas import MessagesBody
+from stream_aligner_proxy.api.faces.responses_schemas import ResponsesBody
 from stream_aligner_proxy.api.faces.shapes import shape_of
-from stream_aligner_proxy.api.messages_routes import messages_routes, messages_schemas
+from stream_aligner_proxy.api.messages_routes import messages_routes
 from stream_aligner_proxy.api.page import page_route
 from stream_aligner_proxy.api.plan import SCOPE_OF, Rules
 from stream_aligner_proxy.api.request_id import RequestId
 from stream_aligner_proxy.api.response_store import ResponseStore
-from stream_aligner_proxy.api.responses_routes import responses_routes, responses_schemas
-from stream_aligner_proxy.api.routes import body_schemas, routes
+from stream_aligner_proxy.api.responses_routes import responses_routes
+from stream_aligner_proxy.api.routes import routes
+from stream_aligner_proxy.api.schemas import ChatBody
 from stream_aligner_proxy.api.service import Service, Treatment
 from stream_aligner_proxy.core.errors import ConfigError
 from stream_aligner_proxy.core.ports import Aligner, Observer
@@ -184,7 +190,7 @@ def _document_body(app: FastAPI) -> None:
         document = generate()
         components = document.setdefault("components", {})
         components.setdefault("schemas", {}).update(
-            body_schemas() | messages_schemas() | responses_schemas()
+            schemas(ChatBody, CompletionBody, AlignBody, MessagesBody, ResponsesBody)
         )
         return document
 

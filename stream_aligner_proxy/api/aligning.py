@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr
 from starlette.responses import Response
 
 from stream_aligner_proxy.api.align_response import AlignResponse
+from stream_aligner_proxy.api.documenting import json_body
 from stream_aligner_proxy.api.faces.describing import sentence_object
 from stream_aligner_proxy.api.plan import check_strength
 from stream_aligner_proxy.api.reading import read_body
@@ -86,14 +87,7 @@ def align_route(service: Service) -> APIRouter:
         "/v1/align",
         summary="Review given answers",
         tags=["align"],
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {"schema": {"$ref": "#/components/schemas/AlignBody"}}
-                },
-            }
-        },
+        openapi_extra=json_body(AlignBody),
     )
     async def align(request: Request) -> Response:
         raw = parse_object(await read_body(request, service.max_body_bytes))

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, field_v
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
+from stream_aligner_proxy.api.documenting import json_body
 from stream_aligner_proxy.api.faces.completions import completions_face
 from stream_aligner_proxy.api.plan import Plan, Rules, refuse
 from stream_aligner_proxy.api.reading import read_body
@@ -110,14 +111,7 @@ def completions_route(service: Service) -> APIRouter:
         "/v1/completions",
         summary="Complete a prompt",
         tags=["chat"],
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {"schema": {"$ref": "#/components/schemas/CompletionBody"}}
-                },
-            }
-        },
+        openapi_extra=json_body(CompletionBody),
     )
     async def completions(request: Request) -> Response:
         raw = parse_object(await read_body(request, service.max_body_bytes))

@@ -9,6 +9,7 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from stream_aligner_proxy.api.documenting import json_body
 from stream_aligner_proxy.api.faces.responses import face_of
 from stream_aligner_proxy.api.faces.responses_input import items_of
 from stream_aligner_proxy.api.faces.responses_listing import listed, page
@@ -22,15 +23,6 @@ from stream_aligner_proxy.api.schemas import ChatBody, parse_object, validated
 from stream_aligner_proxy.api.service import Service
 from stream_aligner_proxy.core.errors import RequestError
 
-_SCHEMA_REF = "#/components/schemas/{model}"
-_DOC: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {"$ref": _SCHEMA_REF.format(model="ResponsesBody")}}
-        },
-    }
-}
 _LIST_DOC: dict[str, Any] = {
     "parameters": [
         {
@@ -48,17 +40,13 @@ _LIST_DOC: dict[str, Any] = {
 }
 
 
-def responses_schemas() -> dict[str, Any]:
-    """JSON schemas for the OpenAPI document."""
-    schema = ResponsesBody.model_json_schema(ref_template=_SCHEMA_REF)
-    return {**schema.pop("$defs", {}), "ResponsesBody": schema}
-
-
 def responses_routes(service: Service, store: ResponseStore) -> APIRouter:
     """The routes over one service; finished responses are kept in `store`."""
     router = APIRouter(tags=["responses"])
 
-    @router.post("/v1/responses", summary="Create a response", openapi_extra=_DOC)
+    @router.post(
+        "/v1/responses", summary="Create a response", openapi_extra=json_body(ResponsesBody)
+    )
     async def create(request: Request) -> Response:
         raw = parse_object(await read_body(request, service.max_body_bytes))
         body = read(raw)

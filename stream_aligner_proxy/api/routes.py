@@ -1,14 +1,14 @@
 """The routes: read the request, decide, hand over to the response."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from stream_aligner_proxy.api.aligning import AlignBody, align_route
-from stream_aligner_proxy.api.completing import CompletionBody, completions_route
+from stream_aligner_proxy.api.aligning import align_route
+from stream_aligner_proxy.api.completing import completions_route
+from stream_aligner_proxy.api.documenting import json_body
 from stream_aligner_proxy.api.faces.chat import CHAT
 from stream_aligner_proxy.api.forwarding import forwarding_routes
 from stream_aligner_proxy.api.reading import forwarded, read_body
@@ -17,23 +17,6 @@ from stream_aligner_proxy.api.schemas import ChatBody, parse
 from stream_aligner_proxy.api.service import Service
 from stream_aligner_proxy.api.status import report
 from stream_aligner_proxy.core.errors import ModelNotFound, UpstreamError
-
-_SCHEMA_REF = "#/components/schemas/{model}"
-_CHAT_DOC: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": _SCHEMA_REF.format(model="ChatBody")}}},
-    }
-}
-
-
-def body_schemas() -> dict[str, Any]:
-    """JSON schemas for the OpenAPI document: bodies are parsed by hand, so FastAPI knows none."""
-    schemas: dict[str, Any] = {}
-    for model in (ChatBody, CompletionBody, AlignBody):
-        schema = model.model_json_schema(ref_template=_SCHEMA_REF)
-        schemas |= {**schema.pop("$defs", {}), model.__name__: schema}
-    return schemas
 
 
 def routes(service: Service) -> APIRouter:
@@ -44,7 +27,7 @@ def routes(service: Service) -> APIRouter:
         "/v1/chat/completions",
         summary="Create a chat completion",
         tags=["chat"],
-        openapi_extra=_CHAT_DOC,
+        openapi_extra=json_body(ChatBody),
     )
     async def chat_completions(request: Request) -> Response:
         raw, body = parse(await read_body(request, service.max_body_bytes))
