@@ -26,8 +26,9 @@ from stream_aligner_proxy.api.routes import routes
 from stream_aligner_proxy.api.schemas import ChatBody
 from stream_aligner_proxy.api.service import Service, Treatment
 from stream_aligner_proxy.core.errors import ConfigError
-from stream_aligner_proxy.core.ports import Aligner, Observer
+from stream_aligner_proxy.core.ports import Aligner
 from stream_aligner_proxy.core.records import Mode
+from stream_aligner_proxy.core.watching import Observer
 from stream_aligner_proxy.observers.guard import Guarded
 from stream_aligner_proxy.observers.metrics import Metrics, UpstreamState
 from stream_aligner_proxy.parts import (
@@ -74,7 +75,7 @@ def create_app(
         treatments=make_treatments(settings, aligners),
         aligners=aligners,
         watcher=metrics,
-        observers=[Guarded(o, metrics.observer_failed) for o in (metrics, *observers)],
+        observer=Guarded((metrics, *observers), metrics.observer_failed),
         count_error=metrics.error,
         render_metrics=metrics.render,
         max_body_bytes=settings.server.max_body_bytes,

@@ -43,7 +43,7 @@ from stream_aligner_proxy.core.events import (
 )
 from stream_aligner_proxy.core.loop import AlignmentLoop
 from stream_aligner_proxy.core.passing import PassingLoop
-from stream_aligner_proxy.core.ports import Aligner, Observer, Upstream
+from stream_aligner_proxy.core.ports import Aligner, Upstream
 from stream_aligner_proxy.core.probabilities import Probabilities
 from stream_aligner_proxy.core.records import (
     ChatRequest,
@@ -55,6 +55,7 @@ from stream_aligner_proxy.core.records import (
     Usage,
 )
 from stream_aligner_proxy.core.shadow import ShadowLoop
+from stream_aligner_proxy.core.watching import Observer, Opening, Watch
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ class Reply(Protocol):
 class Session:
     """One reply, in mode `off` too where it cannot be relayed as it is. Use once.
 
-    `observers` must not raise: `observers.guard.Guarded` sees to that.
+    `observer` must not raise: `observers.guard.Guarded` sees to that. `opening` is what it is told
+    at the beginning.
     """
 
     def __init__(
@@ -86,7 +88,8 @@ class Session:
         upstream: Upstream,
         aligner: Aligner,
         policy: Policy,
-        observers: Sequence[Observer] = (),
+        observer: Observer | None = None,
+        opening: Opening | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         scope = "whole" if policy.mode is Mode.WHOLE else "sentence"
@@ -99,7 +102,9 @@ class Session:
         self._upstream = upstream
         self._aligner = aligner
         self._policy = policy
-        self._observers = observers
+        self._observer = observer or Observer()
+        self._opening = opening or Opening(policy.mode, request)
+        self._watch = Watch()
         self._clock = clock
         self._began = ""  # how the upstream began, before any correction
         way = upstream.continuation(request)
@@ -120,6 +125,7 @@ class Session:
                 )
         self._continuation = way.way if policy.mode is Mode.STREAM else "none"
         self._branches: dict[int, asyncio.Task[None]] = {}
+        self._broke: dict[int, str] = {}  # why, of those that the loop has not closed yet
         self._paused: dict[int, asyncio.Event] = {}  # set when the branch may be read again
         self._reviews: dict[int, asyncio.Task[None]] = {}
         self._review_times: dict[int, tuple[float, float | None]] = {}  # started, verdict
@@ -136,8 +142,9 @@ class Session:
         """Deliver the whole reply. Raises `ProxyError` where it cannot be; cancel it to abort."""
         begun = self._clock()
         mode = self._policy.mode
-        self._tell(lambda observer: observer.opened(mode, self._request.model))
+        self._watch = self._observer.opened(self._opening)
         ended = "cancelled"
+        finished: Finished | None = None
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 try:
@@ -152,7 +159,7 @@ class Session:
                     ended = "finished"
                     refused = cost.refused_continuations > 0
                     way = "rewrite-only" if refused else self._continuation
-                    return Finished(
+                    finished = Finished(
                         finish_reason,
                         usage,
                         cost,
@@ -162,6 +169,7 @@ class Session:
                         first_text_seconds=self._first_text,
                         about=self._about,
                     )
+                    return finished
                 case Fail(error):
                     ended = error.code or error.type
                     raise error
@@ -171,8 +179,7 @@ class Session:
             ended = "internal_error"
             raise first_error(group) from group
         finally:
-            seconds, cost = self._clock() - begun, self._loop.cost
-            self._tell(lambda observer: observer.closed(mode, ended, seconds, cost))
+            self._watch.closed(ended, self._clock() - begun, self._loop.cost, finished)
 
     # --- tasks -----------------------------------------------------------------------------
 
@@ -192,7 +199,7 @@ class Session:
 
     def _tell_first_text(self, seconds: float) -> None:
         self._first_text = seconds
-        self._tell(lambda observer: observer.first_text(seconds))
+        self._watch.first_text(seconds)
 
     async def _read(self, opened: OpenBranch) -> None:
         """Read one branch to its end, or until the loop closes it."""
@@ -203,6 +210,8 @@ class Session:
             # it, vLLM refuses a second one, or aborts that too (vllm-project/vllm#27987).
             own = request.request_id and f"{request.request_id}-{branch}"
             request = replace(request, request_id=own, began=self._began)
+        if context := self._watch.context(branch):
+            request = replace(request, headers={**request.headers, **context})
         finish_reason: str | None = None
         usage: Usage | None = None
         metered = False
@@ -210,6 +219,7 @@ class Session:
             async with self._upstream.open(
                 request, prefix=opened.prefix, max_tokens=opened.max_tokens
             ) as chunks:
+                self._watch.branch_answered(branch, self._upstream.name)
                 async for chunk in chunks:
                     if chunk.usage is not None:
                         usage = chunk.usage
@@ -244,13 +254,16 @@ class Session:
             # to its end gives the connection back to the pool.
             await self._tell_loop(BranchEnded(branch, finish_reason or "stop", usage))
         except ProxyError as error:
+            self._broke[branch] = error.code or error.type
             await self._tell_loop(BranchBroke(branch, error))
 
     async def _wait_at_the_gate(self) -> None:
         full, since = not self._loop.wants_text, self._clock()
         await self._gate.wait()
+        seconds = self._clock() - since
         if full:  # it is not only the client that is slow
-            self._added.held(self._clock() - since)
+            self._added.held(seconds)
+        self._watch.held(seconds, "aligner" if full else "client")
 
     async def _tell_loop(self, event: BranchEvent) -> None:
         """Dispatch an event of a branch, when that is not paused."""
@@ -260,6 +273,7 @@ class Session:
 
     async def _review(self, started: StartReview) -> None:
         event: Event
+        begun = self._clock()
 
         def progress(text: str) -> None:
             self._dispatch(ReviewProgress(started.review, text))
@@ -267,14 +281,20 @@ class Session:
         try:
             verdict = await self._aligner.review(started.request, progress)
             event = ReviewDone(started.review, verdict)
+            self._watch.reviewed(started.review, verdict, self._clock() - begun)
         except ProxyError as error:
-            event = ReviewBroke(started.review, error)
+            event = self._review_broke(started.review, error, begun)
         except Exception:  # noqa: BLE001 - whatever an aligner raises, the sentence is unreviewed
             _log.exception("request %s: the aligner raised", self._request.request_id)
-            event = ReviewBroke(started.review, ReviewError("the aligner failed unexpectedly"))
+            failed = ReviewError("the aligner failed unexpectedly")
+            event = self._review_broke(started.review, failed, begun)
         if times := self._review_times.get(started.review):
             self._review_times[started.review] = (times[0], self._clock())
         self._dispatch(event)
+
+    def _review_broke(self, review: int, error: ProxyError, begun: float) -> Event:
+        self._watch.reviewed(review, None, self._clock() - begun, error.code or error.type)
+        return ReviewBroke(review, error)
 
     # --- events and actions ----------------------------------------------------------------
 
@@ -288,12 +308,14 @@ class Session:
                     self._deliver(action)
                 case StartReview(review):
                     self._review_times[review] = (self._clock(), None)
+                    self._watch.review_started(review, action.request)
                     self._reviews[review] = self._tasks.create_task(self._review(action))
                 case Expect(request):
                     self._aligner.expect(request)
                 case DropReview(review):
                     self._cancel(self._reviews.pop(review, None))
                     self._review_times.pop(review, None)
+                    self._watch.review_dropped(review)
                 case OpenBranch():
                     self._open(action)
                 case CloseBranch():
@@ -309,16 +331,16 @@ class Session:
         self._set_gate()
 
     def _open(self, action: OpenBranch) -> None:
+        self._watch.branch_opened(action.branch, len(action.prefix))
         self._branches[action.branch] = self._tasks.create_task(self._read(action))
         if action.branch:
             after_a_break = action.after_a_break
             self._added.opened(action.branch, self._clock(), after_a_break=after_a_break)
-        self._tell(lambda observer: observer.branch_opened(action.branch, len(action.prefix)))
 
     def _close(self, action: CloseBranch) -> None:
         self._cancel(self._branches.pop(action.branch, None))
         self._paused.pop(action.branch, None)
-        self._tell(lambda observer: observer.branch_closed(action.branch))
+        self._watch.branch_closed(action.branch, self._broke.pop(action.branch, None))
 
     def _deliver(self, action: Deliver) -> None:
         review_seconds = waited = None
@@ -331,7 +353,7 @@ class Session:
                 begun, judged = self._review_times.pop(unit.review)
                 review_seconds = None if judged is None else judged - begun
                 waited = now - begun
-            self._tell(lambda observer: observer.committed(unit, review_seconds))
+            self._watch.committed(unit, review_seconds)
         logprobs = self._logprobs(action.text, unit)
         self._outbox.append(
             Delivery(action.text, action.part, unit, review_seconds, waited, logprobs)
@@ -357,10 +379,6 @@ class Session:
             self._gate.set()
         else:
             self._gate.clear()
-
-    def _tell(self, call: Callable[[Observer], None]) -> None:
-        for observer in self._observers:
-            call(observer)
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

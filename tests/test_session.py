@@ -4,7 +4,12 @@ import asyncio
 
 import pytest
 
-from stream_aligner_proxy.core.errors import ContinuationFailed, RequestError, UpstreamUnreachable
+from stream_aligner_proxy.core.errors import (
+    ContinuationFailed,
+    RequestError,
+    ReviewError,
+    UpstreamUnreachable,
+)
 from stream_aligner_proxy.core.records import (
     ChatRequest,
     Continuation,
@@ -14,6 +19,7 @@ from stream_aligner_proxy.core.records import (
     Usage,
     Verdict,
 )
+from stream_aligner_proxy.core.watching import Observer, Watch
 from stream_aligner_proxy.observers.guard import Guarded
 from stream_aligner_proxy.session import Session
 from tests.fakes import FunctionAligner, ListReply, MemoryUpstream, TellingAligner
@@ -24,13 +30,13 @@ KEEP = Verdict()
 BOUND = 5  # seconds; what is waited for here happens at once or never
 
 
-def session(upstream, aligner=None, policy=None, observers=()) -> Session:
+def session(upstream, aligner=None, policy=None, observer=None) -> Session:
     return Session(
         REQUEST,
         upstream=upstream,
         aligner=aligner or FunctionAligner(),
         policy=policy or Policy(),
-        observers=observers,
+        observer=observer,
     )
 
 
@@ -140,7 +146,7 @@ async def test_cancelling_at_any_step_closes_everything_before_run_returns(mode,
     while not finished:
         upstream, aligner, recorder = MemoryUpstream(numbered), kind(rude), Recorder()
         policy = Policy(mode=mode)
-        one = session(upstream, aligner, policy, observers=[recorder])
+        one = session(upstream, aligner, policy, observer=recorder)
         running = asyncio.create_task(one.run(ListReply()))
         for _ in range(steps):
             await asyncio.sleep(0)
@@ -296,12 +302,27 @@ async def test_a_client_that_fails_while_being_written_to_ends_everything():
     assert not tasks()
 
 
-class Recorder:
+class Recorder(Observer):
+    """Keeps what its watches are told."""
+
     def __init__(self) -> None:
         self.calls: list[tuple] = []
 
-    def __getattr__(self, name):
-        return lambda *args: self.calls.append((name, *args))
+    def opened(self, opening):
+        self.calls.append(("opened", opening))
+        return _Recording(self.calls)
+
+
+class _Recording(Watch):
+    def __init__(self, calls):
+        self._calls = calls
+
+    def __getattribute__(self, name):
+        if name.startswith("_"):
+            return super().__getattribute__(name)
+        if name == "context":
+            return lambda branch: {}
+        return lambda *args: self._calls.append((name, *args))
 
 
 async def test_observers_see_as_many_branches_closed_as_opened_on_every_way_out():
@@ -314,7 +335,7 @@ async def test_observers_see_as_many_branches_closed_as_opened_on_every_way_out(
         recorder = Recorder()
         upstream = MemoryUpstream(lambda prefix, items=items: list(items))
         running = asyncio.create_task(
-            session(upstream, policy=Policy(max_resumes=0), observers=[recorder]).run(ListReply())
+            session(upstream, policy=Policy(max_resumes=0), observer=recorder).run(ListReply())
         )
         await settle()
         if cancel:
@@ -327,15 +348,84 @@ async def test_observers_see_as_many_branches_closed_as_opened_on_every_way_out(
         assert names[-1] == "closed"
 
 
+async def test_every_review_that_is_started_is_told_to_be_judged_or_dropped():
+    texts = {"": "One is rude. Two is fine. ", "One is kind.": " Three is new."}
+    recorder = Recorder()
+    upstream = MemoryUpstream(lambda prefix: words(texts[prefix]))
+
+    def judge(review):
+        return Verdict("One is kind.") if "rude" in review.sentence else KEEP
+
+    await session(upstream, FunctionAligner(judge), observer=recorder).run(ListReply())
+    calls = {name: [c[1] for c in recorder.calls if c[0] == name] for name, *_ in recorder.calls}
+    assert len(set(calls["review_started"])) == len(calls["review_started"]) >= 2
+    assert set(calls["review_started"]) == set(calls["reviewed"]) | set(
+        calls.get("review_dropped", ())
+    )
+    assert calls["branch_opened"] == calls["branch_answered"] == calls["branch_closed"] == [0, 1]
+
+
+async def test_a_branch_takes_along_the_headers_that_its_watch_gives():
+    class Tracing(Observer):
+        def opened(self, opening):
+            return Trace()
+
+    class Trace(Watch):
+        def context(self, branch):
+            return {"traceparent": f"of branch {branch}"}
+
+    seen = []
+
+    class Upstream(MemoryUpstream):
+        def open(self, request, **options):
+            seen.append(request.headers["traceparent"])
+            return super().open(request, **options)
+
+    texts = {"": "One is rude. Two is fine. ", "One is kind.": " Three is new."}
+    upstream = Upstream(lambda prefix: words(texts[prefix]))
+
+    def judge(review):
+        return Verdict("One is kind.") if "rude" in review.sentence else KEEP
+
+    await session(upstream, FunctionAligner(judge), observer=Tracing()).run(ListReply())
+    assert seen == ["of branch 0", "of branch 1"]
+
+
+async def test_a_branch_and_a_review_that_break_are_told_with_their_codes():
+    recorder = Recorder()
+    upstream = MemoryUpstream(lambda prefix: [*words("One."), UpstreamUnreachable("x")])
+    with pytest.raises(UpstreamUnreachable):
+        await session(upstream, policy=Policy(max_resumes=0), observer=recorder).run(ListReply())
+    assert ("branch_closed", 0, "upstream_unreachable") in recorder.calls
+
+    def fails(review):
+        raise ReviewError("no")
+
+    recorder = Recorder()
+    upstream = MemoryUpstream(lambda prefix: words("One. Two."))
+    with pytest.raises(ReviewError):
+        await session(upstream, FunctionAligner(fails), observer=recorder).run(ListReply())
+    failed = [call for call in recorder.calls if call[0] == "reviewed"]
+    assert failed
+    assert all(call[2] is None and call[4] == "review_failed" for call in failed)
+    closed = recorder.calls[-1]
+    assert closed[:2] == ("closed", "review_failed")
+    assert closed[4] is None
+
+
 async def test_an_observer_that_raises_does_not_touch_the_reply(caplog):
-    class Bad:
-        def __getattr__(self, name):
+    class Bad(Observer):
+        def opened(self, opening):
+            return BadWatch()
+
+    class BadWatch(Watch):
+        def __getattribute__(self, name):
             raise RuntimeError("observer bug")
 
     failures: list[int] = []
     reply = ListReply()
     upstream = MemoryUpstream(lambda prefix: words("One. Two."))
-    await session(upstream, observers=[Guarded(Bad(), lambda: failures.append(1))]).run(reply)
+    await session(upstream, observer=Guarded([Bad()], lambda: failures.append(1))).run(reply)
     assert reply.text == "One. Two. "
     assert failures
 

@@ -16,12 +16,13 @@ from stream_aligner_proxy.api.align_response import AlignResponse
 from stream_aligner_proxy.api.documenting import json_body
 from stream_aligner_proxy.api.faces.describing import sentence_object
 from stream_aligner_proxy.api.plan import check_strength
-from stream_aligner_proxy.api.reading import read_body
+from stream_aligner_proxy.api.reading import key_of, read_body
 from stream_aligner_proxy.api.request_id import request_id_of
 from stream_aligner_proxy.api.schemas import Message, parse_object, validated
 from stream_aligner_proxy.api.service import Service, Treatment
 from stream_aligner_proxy.core.errors import RequestError
 from stream_aligner_proxy.core.records import ChatRequest, Delivery, Finished, Mode, Scope, Turn
+from stream_aligner_proxy.core.watching import Opening
 from stream_aligner_proxy.session import Session
 from stream_aligner_proxy.upstream.given import GivenAnswer
 
@@ -93,7 +94,7 @@ def align_route(service: Service) -> APIRouter:
         raw = parse_object(await read_body(request, service.max_body_bytes))
         id = request_id_of(request.scope)
         if "items" not in raw:
-            job = Alignment(service, raw, id)
+            job = Alignment(service, raw, id, key=key_of(request))
             return AlignResponse([job], single=True, request_id=id, count_error=service.count_error)
         items = validated(Batch, raw).items
         if len(items) > MAX_ITEMS:
@@ -103,7 +104,7 @@ def align_route(service: Service) -> APIRouter:
                 code="invalid_value",
             )
         jobs = [
-            Alignment(service, item, f"{id}-{number}", f"items[{number}]")
+            Alignment(service, item, f"{id}-{number}", f"items[{number}]", key_of(request))
             for number, item in enumerate(items)
         ]
         return AlignResponse(jobs, single=False, request_id=id, count_error=service.count_error)
@@ -112,13 +113,17 @@ def align_route(service: Service) -> APIRouter:
 
 
 class Alignment:
-    """One answer to be reviewed. `place`: where it stands in the request. Use once."""
+    """One answer to be reviewed. `place`: where it stands in the request; `key`: the name of the
+    client's key. Use once."""
 
-    def __init__(self, service: Service, raw: Any, id: str, place: str = "") -> None:
+    def __init__(
+        self, service: Service, raw: Any, id: str, place: str = "", key: str | None = None
+    ) -> None:
         self._service = service
         self._raw = raw
         self._id = id
         self._place = place
+        self._key = key
 
     async def run(self) -> dict[str, Any]:
         """The `alignment` object. Raises `ProxyError`."""
@@ -152,12 +157,14 @@ class Alignment:
                 param="answer",
                 code="invalid_value",
             )
+        asked = ChatRequest(item.model or "", {}, conversation, request_id=self._id)
         session = Session(
-            ChatRequest(item.model or "", {}, conversation, request_id=self._id),
+            asked,
             upstream=GivenAnswer(item.answer),
             aligner=treatment.aligner,
             policy=policy,
-            observers=self._service.observers,
+            observer=self._service.observer,
+            opening=Opening(mode, asked, "align", treatment.aligner_name, self._key),
         )
         reviewed = _Reviewed()
         finished = await session.run(reviewed)

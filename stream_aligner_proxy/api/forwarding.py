@@ -5,7 +5,7 @@ none is made of what a client sends.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,14 +13,14 @@ from starlette.responses import Response
 
 from stream_aligner_proxy.api.faces.openai_errors import OpenAiErrors
 from stream_aligner_proxy.api.forwarded_body import ForwardedBody, read
-from stream_aligner_proxy.api.reading import forwarded, read_body
+from stream_aligner_proxy.api.reading import forwarded, key_of, read_body
 from stream_aligner_proxy.api.relay import observed, told_of
 from stream_aligner_proxy.api.request_id import request_id_of
 from stream_aligner_proxy.api.response import HttpOut, WatchedResponse
 from stream_aligner_proxy.api.service import Service
 from stream_aligner_proxy.core.errors import ProxyError, RequestError
-from stream_aligner_proxy.core.ports import Observer
 from stream_aligner_proxy.core.records import ChatRequest, Mode, Turn
+from stream_aligner_proxy.core.watching import Observer, Opening, Watch
 from stream_aligner_proxy.upstream.routing.lease import Lease
 from stream_aligner_proxy.upstream.routing.table import Target, Targets
 
@@ -69,13 +69,17 @@ def _endpoint(service: Service, path: str) -> Callable[[Request], Any]:
         body = read(content, request.headers.get("content-type", ""))
         headers = forwarded(request)
         id = request_id_of(request.scope)
-        upstream = await _lease(service, body.model, headers, id)
+        # No conversation to be kept together: each goes where the weights let it.
+        turns = (Turn("user", id),)
+        asked = ChatRequest(body.model or "", {}, turns, headers=headers, request_id=id)
+        upstream = await _lease(service, asked)
         return ForwardResponse(
             upstream,
             path,
             body,
             headers,
-            observers=service.observers,
+            observer=service.observer,
+            opening=Opening(Mode.OFF, asked, path, key=key_of(request)),
             request_id=id,
             reply_headers=lambda: _reply_headers(upstream, service.show_upstream),
             count_error=service.count_error,
@@ -84,15 +88,9 @@ def _endpoint(service: Service, path: str) -> Callable[[Request], Any]:
     return forward
 
 
-async def _lease(
-    service: Service, model: str | None, headers: Mapping[str, str], request_id: str
-) -> Lease:
+async def _lease(service: Service, asked: ChatRequest) -> Lease:
     """Who serves the model; the only upstream where none is named, as several of these allow."""
-    # No conversation to be kept together: each goes where the weights let it.
-    asked = ChatRequest(
-        model or "", {}, (Turn("user", request_id),), headers=headers, request_id=request_id
-    )
-    if model is not None:
+    if asked.model:
         return await service.lease(asked)
     upstreams = service.directory.upstreams
     if service.table is not None or len(upstreams) > 1:
@@ -119,7 +117,8 @@ class ForwardResponse(WatchedResponse):
         body: ForwardedBody,
         client_headers: Mapping[str, str],
         *,
-        observers: Sequence[Observer],
+        observer: Observer,
+        opening: Opening,
         request_id: str,
         reply_headers: Callable[[], Mapping[str, str]],
         count_error: Callable[[ProxyError], None],
@@ -135,21 +134,23 @@ class ForwardResponse(WatchedResponse):
         self._path = path
         self._asked = body
         self._client_headers = client_headers
-        self._observers = observers
+        self._observer = observer
+        self._opening = opening
         self._clock = clock
 
     async def write_to(self, out: HttpOut) -> None:
-        with observed(self._observers, self._asked.model or "", self._clock):
-            await self._pass(out)
+        with observed(self._observer, self._opening, self._clock) as (watch, _):
+            await self._pass(out, watch)
 
-    async def _pass(self, out: HttpOut) -> None:
+    async def _pass(self, out: HttpOut, watch: Watch) -> None:
         async with self._upstream.forward(
             self._path,
             self._asked.naming,
             self._asked.content_type,
-            self._client_headers,
+            {**self._client_headers, **watch.context(0)},
             request_id=self._request_id,
         ) as answer:
+            watch.branch_answered(0, self._upstream.name)
             headers = {**told_of(answer.headers), **self._reply_headers()}
             async for piece in answer.pieces:
                 if not out.started:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from stream_aligner_proxy.api.schemas import EXTENSION, ChatBody
 from stream_aligner_proxy.core.errors import RequestError
 from stream_aligner_proxy.core.records import NEUTRAL, ChatRequest, Mode, Scope
+from stream_aligner_proxy.core.watching import Opening
 
 # What the proxy asks for itself: the upstream client adds its own.
 _OURS = ("stream", "stream_options", "n")
@@ -29,7 +30,8 @@ class Plan:
 
     `passthrough` names the field for whose sake an aligned mode became `off`. `strength`: see
     `Review`. `relay_body` is what the upstream gets in mode `off`: all but the extension field.
-    `choices`: so many replies are asked for, each in a request of its own. `logprobs`: those of
+    `choices`: so many replies are asked for, each in a request of its own. `path` and `key`: which
+    API was asked, and by whose key. `logprobs`: those of
     unchanged text are told. `obfuscation`: events are filled up, to hide how long they are.
     """
 
@@ -42,8 +44,14 @@ class Plan:
     strength: float
     relay_body: Mapping[str, Any]
     choices: int = 1
+    path: str = "chat/completions"
+    key: str | None = None
     logprobs: bool = False
     obfuscation: bool = False
+
+    def opening(self, request: ChatRequest, aligner: str = "") -> Opening:
+        """What observers are told of one of the choices."""
+        return Opening(self.mode, request, self.path, aligner, self.key, self.stream)
 
     @property
     def tells_sentences(self) -> bool:

@@ -13,6 +13,10 @@ _FORWARDED = (
 )
 
 
+# Where in the ASGI scope the name of the client's key is kept.
+KEY = "stream_aligner.key"
+
+
 async def read_body(request: Request, limit: int) -> bytes:
     """The body, no more than `limit` bytes of it."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
@@ -52,3 +56,14 @@ def forwarded(request: Request) -> dict[str, str]:
     if theirs and "authorization" not in told and (key := request.headers.get("x-api-key")):
         told["authorization"] = f"Bearer {key}"
     return told
+
+
+def key_of(request: Request) -> str | None:
+    """The name of the proxy's key that the client showed, None where it needed none."""
+    name: str | None = request.scope.get(KEY)
+    return name
+
+
+def path_of(request: Request) -> str:
+    """Which API was asked, as in `chat/completions`."""
+    return request.url.path.removeprefix("/v1/").strip("/")

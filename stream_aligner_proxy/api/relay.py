@@ -1,36 +1,36 @@
 """Mode `off`: the upstream's answer passes through as it came, a read at a time."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from stream_aligner_proxy.api.faces.face import Shape
 from stream_aligner_proxy.api.plan import Plan
 from stream_aligner_proxy.api.response import EVENT_STREAM_HEADERS, HttpOut, WatchedResponse
 from stream_aligner_proxy.core.errors import ProxyError
-from stream_aligner_proxy.core.ports import Observer
-from stream_aligner_proxy.core.records import Cost, Mode
+from stream_aligner_proxy.core.records import Cost
+from stream_aligner_proxy.core.watching import Observer, Opening, Watch
 from stream_aligner_proxy.upstream.routing.lease import Lease
 
 
 @contextmanager
 def observed(
-    observers: Sequence[Observer], model: str, clock: Callable[[], float]
-) -> Iterator[float]:
-    """What passes through unread, as observers see it; yields when it began."""
+    observer: Observer, opening: Opening, clock: Callable[[], float]
+) -> Iterator[tuple[Watch, float]]:
+    """What passes through unread, as an observer sees it; yields its watch, and when it began."""
     begun = clock()
-    ended = "cancelled"
-    for observer in observers:
-        observer.opened(Mode.OFF, model)
+    ended, error = "cancelled", None
+    watch = observer.opened(opening)
+    watch.branch_opened(0, 0)
     try:
-        yield begun
+        yield watch, begun
         ended = "finished"
-    except ProxyError as error:
-        ended = error.code or error.type
+    except ProxyError as failure:
+        ended = error = failure.code or failure.type
         raise
     finally:
-        for observer in observers:
-            observer.closed(Mode.OFF, ended, clock() - begun, Cost(branches=1))
+        watch.branch_closed(0, error)
+        watch.closed(ended, clock() - begun, Cost(branches=1))
 
 
 class RelayResponse(WatchedResponse):
@@ -41,7 +41,8 @@ class RelayResponse(WatchedResponse):
         upstream: Lease,
         plan: Plan,
         *,
-        observers: Sequence[Observer],
+        observer: Observer,
+        opening: Opening,
         request_id: str,
         headers: Callable[[], Mapping[str, str]],
         count_error: Callable[[ProxyError], None],
@@ -55,22 +56,24 @@ class RelayResponse(WatchedResponse):
         self._upstream = upstream
         self._plan = plan
         self._path = path
-        self._observers = observers
+        self._observer = observer
+        self._opening = opening
         self._clock = clock
 
     async def write_to(self, out: HttpOut) -> None:
-        with observed(self._observers, self._plan.request.model, self._clock) as begun:
-            await self._relay(out, begun)
+        with observed(self._observer, self._opening, self._clock) as (watch, begun):
+            await self._relay(out, watch, begun)
 
-    async def _relay(self, out: HttpOut, begun: float) -> None:
+    async def _relay(self, out: HttpOut, watch: Watch, begun: float) -> None:
         request = self._plan.request
         async with self._upstream.relay(
             self._plan.relay_body,
-            request.headers,
+            {**request.headers, **watch.context(0)},
             stream=self._plan.stream,
             request_id=request.request_id,
             path=self._path,
         ) as relayed:
+            watch.branch_answered(0, self._upstream.name)
             headers = {**told_of(relayed.headers), **self._reply_headers()}
             if relayed.body is not None:
                 headers["content-length"] = str(len(relayed.body))
@@ -80,16 +83,12 @@ class RelayResponse(WatchedResponse):
                 return
             async for frames in relayed.frames:
                 if not out.started:
-                    self._first_text(self._clock() - begun)
+                    watch.first_text(self._clock() - begun)
                     await out.start({**headers, **EVENT_STREAM_HEADERS})
                 await out.write(frames)
             if not out.started:
                 await out.start({**headers, **EVENT_STREAM_HEADERS})
             await out.end()
-
-    def _first_text(self, seconds: float) -> None:
-        for observer in self._observers:
-            observer.first_text(seconds)
 
 
 def told_of(theirs: Mapping[str, str]) -> dict[str, str]:

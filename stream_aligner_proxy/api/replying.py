@@ -10,7 +10,7 @@ from starlette.responses import Response
 from stream_aligner_proxy.api.faces.face import Face, Shape
 from stream_aligner_proxy.api.headers import treatment_headers
 from stream_aligner_proxy.api.plan import Plan, decide
-from stream_aligner_proxy.api.reading import forwarded
+from stream_aligner_proxy.api.reading import forwarded, key_of, path_of
 from stream_aligner_proxy.api.relay import RelayResponse
 from stream_aligner_proxy.api.request_id import request_id_of
 from stream_aligner_proxy.api.response import ReplyResponse
@@ -71,7 +71,7 @@ def planned(
         headers=forwarded(request),
         request_id=request_id_of(request.scope),
     )
-    return treatment, plan
+    return treatment, replace(plan, path=path_of(request), key=key_of(request))
 
 
 def relay(
@@ -81,7 +81,8 @@ def relay(
     return RelayResponse(
         upstream,
         plan,
-        observers=service.observers,
+        observer=service.observer,
+        opening=plan.opening(plan.request),
         request_id=plan.request.request_id,
         headers=lambda: treatment_headers(plan, upstream, show_upstream=service.show_upstream),
         count_error=service.count_error,
@@ -115,6 +116,7 @@ async def written(
             told["x-stream-aligner-prompt"] = "completed" if completes else "asked"
         return told
 
+    aligner = "" if plan.mode is Mode.OFF else treatment.aligner_name
     leases = [first, *[await service.lease(one) for one in requests[1:]]]
     sessions = [
         Session(
@@ -122,7 +124,8 @@ async def written(
             upstream=lease,
             aligner=treatment.aligner,
             policy=treatment.policy(plan.mode, plan.strength),
-            observers=service.observers,
+            observer=service.observer,
+            opening=plan.opening(one, aligner),
         )
         for one, lease in zip(requests, leases, strict=True)
     ]

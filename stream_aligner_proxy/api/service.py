@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from stream_aligner_proxy.api.directory import Directory
 from stream_aligner_proxy.api.plan import SCOPE_OF, Rules
 from stream_aligner_proxy.core.errors import ModelNotFound, ProxyError
-from stream_aligner_proxy.core.ports import Aligner, Observer
+from stream_aligner_proxy.core.ports import Aligner
 from stream_aligner_proxy.core.records import ChatRequest, Mode, Policy
+from stream_aligner_proxy.core.watching import Observer
 from stream_aligner_proxy.upstream.routing.lease import Lease
 from stream_aligner_proxy.upstream.routing.member import Watcher
 from stream_aligner_proxy.upstream.routing.table import Table
@@ -43,7 +44,7 @@ class Service:
     treatments: Sequence[Treatment]
     aligners: Mapping[str, Aligner]
     watcher: Watcher
-    observers: Sequence[Observer]
+    observer: Observer
     count_error: Callable[[ProxyError], None]
     render_metrics: Callable[[], tuple[bytes, str]]
     max_body_bytes: int

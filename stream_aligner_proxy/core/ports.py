@@ -7,9 +7,7 @@ from typing import Protocol
 from stream_aligner_proxy.core.records import (
     ChatRequest,
     Chunk,
-    Committed,
     Continuation,
-    Cost,
     Review,
     Scope,
     Verdict,
@@ -92,23 +90,3 @@ class Upstream(Protocol):
     async def models(self) -> list[dict[str, object]]:
         """The upstream's `/models` data."""
         ...
-
-
-class Observer(Protocol):
-    """Watches sessions. Calls are made inline: they must neither raise nor wait (rule 12); the
-    composition root wraps each observer so that what it raises ends there.
-
-    Times are seconds of a monotonic clock, lengths are characters.
-    """
-
-    def opened(self, mode: str, model: str) -> None: ...
-
-    def branch_opened(self, branch: int, prefix_chars: int) -> None: ...
-
-    def branch_closed(self, branch: int) -> None: ...
-
-    def committed(self, unit: Committed, review_seconds: float | None) -> None: ...
-
-    def first_text(self, seconds: float) -> None: ...
-
-    def closed(self, mode: str, outcome: str, seconds: float, cost: Cost) -> None: ...

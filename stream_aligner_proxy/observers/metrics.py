@@ -14,7 +14,8 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from stream_aligner_proxy.core.errors import ProxyError, RequestError
-from stream_aligner_proxy.core.records import Committed, Cost
+from stream_aligner_proxy.core.records import Committed, Cost, Finished, Mode
+from stream_aligner_proxy.core.watching import Observer, Opening, Watch
 
 _NAMESPACE = "stream_aligner"
 _REVIEW_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -60,51 +61,51 @@ class _Upstreams(Collector):
         yield info
 
 
-class Metrics:
-    """An `Observer` that counts."""
+class Metrics(Observer):
+    """Counts. `registry`: for those who count what replies do not show."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self._outcomes = _codes(ProxyError) | {"finished", "cancelled", "internal_error"}
-        counter = partial(Counter, namespace=_NAMESPACE, registry=self._registry)
-        gauge = partial(Gauge, namespace=_NAMESPACE, registry=self._registry)
-        histogram = partial(Histogram, namespace=_NAMESPACE, registry=self._registry)
-        self._open = gauge("open_replies", "Replies being written now.", ["mode"])
-        self._replies = counter(
+        self.registry = CollectorRegistry()
+        self.outcomes = _codes(ProxyError) | {"finished", "cancelled", "internal_error"}
+        counter = partial(Counter, namespace=_NAMESPACE, registry=self.registry)
+        gauge = partial(Gauge, namespace=_NAMESPACE, registry=self.registry)
+        histogram = partial(Histogram, namespace=_NAMESPACE, registry=self.registry)
+        self.open_replies = gauge("open_replies", "Replies being written now.", ["mode"])
+        self.replies = counter(
             "replies", "Replies that ended, by how they ended.", ["mode", "outcome"]
         )
-        self._reply_seconds = histogram(
+        self.reply_seconds = histogram(
             "reply_seconds", "Time a reply took.", ["mode"], buckets=_REPLY_SECONDS
         )
-        self._first_text = histogram(
+        self.first_text = histogram(
             "first_text_seconds",
             "Time until the first text was ready for the client.",
             buckets=_TEXT_SECONDS,
         )
-        self._review_seconds = histogram(
+        self.review_seconds = histogram(
             "review_seconds",
             "Time from asking the aligner to its verdict.",
             buckets=_REVIEW_SECONDS,
         )
-        self._sentences = counter("sentences", "Committed sentences.", ["verdict"])
-        self._unreviewed = counter(
+        self.sentences = counter("sentences", "Committed sentences.", ["verdict"])
+        self.unreviewed = counter(
             "unreviewed_characters",
             "Characters delivered although their review failed (fail_open).",
         )
-        self._branches = counter("branches", "Upstream runs that were started.")
-        self._open_branches = gauge("open_branches", "Upstream runs going on now.")
-        self._discarded = counter(
+        self.branches = counter("branches", "Upstream runs that were started.")
+        self.open_branches = gauge("open_branches", "Upstream runs going on now.")
+        self.discarded = counter(
             "discarded_tokens", "Upstream tokens thrown away after a correction."
         )
-        self._reviews = counter("reviews", "Reviews that the aligner was asked for.")
-        self._in_vain = counter(
+        self.reviews = counter("reviews", "Reviews that the aligner was asked for.")
+        self.in_vain = counter(
             "reviews_in_vain", "Of these, dropped or made of text that was thrown away."
         )
-        self._resumes = counter("resumes", "Branches opened because one broke.")
-        self._refused = counter(
+        self.resumes = counter("resumes", "Branches opened because one broke.")
+        self.refused = counter(
             "refused_continuations", "Branches that would not continue the text they were given."
         )
-        self._skipped = counter(
+        self.skipped = counter(
             "skipped_sentences", "Sentences delivered unreviewed because max_reviews were made."
         )
         self._errors = counter("errors", "Errors told to clients.", ["code"])
@@ -114,37 +115,8 @@ class Metrics:
         self._failovers = counter("failovers", "Requests sent to another upstream instead.")
         self._observer_failures = counter("observer_failures", "Calls in which an observer raised.")
 
-    def opened(self, mode: str, model: str) -> None:
-        self._open.labels(mode).inc()
-
-    def branch_opened(self, branch: int, prefix_chars: int) -> None:
-        self._branches.inc()
-        self._open_branches.inc()
-
-    def branch_closed(self, branch: int) -> None:
-        self._open_branches.dec()
-
-    def committed(self, unit: Committed, review_seconds: float | None) -> None:
-        self._sentences.labels(unit.outcome).inc()
-        if unit.outcome == "unreviewed":
-            self._unreviewed.inc(len(unit.text))
-        if review_seconds is not None:
-            self._review_seconds.observe(review_seconds)
-
-    def first_text(self, seconds: float) -> None:
-        self._first_text.observe(seconds)
-
-    def closed(self, mode: str, outcome: str, seconds: float, cost: Cost) -> None:
-        self._open.labels(mode).dec()
-        known = outcome if outcome in self._outcomes else "upstream_rejected"
-        self._replies.labels(mode, known).inc()
-        self._reply_seconds.labels(mode).observe(seconds)
-        self._discarded.inc(cost.discarded_tokens)
-        self._reviews.inc(cost.reviews)
-        self._in_vain.inc(cost.reviews_in_vain)
-        self._skipped.inc(cost.skipped)
-        self._resumes.inc(cost.resumes)
-        self._refused.inc(cost.refused_continuations)
+    def opened(self, opening: Opening) -> Watch:
+        return _Counting(self, opening.mode)
 
     def error(self, error: ProxyError) -> None:
         """Count an error that a client was told."""
@@ -163,8 +135,52 @@ class Metrics:
 
     def watch(self, states: Callable[[], Iterable[UpstreamState]]) -> None:
         """Tell of upstreams what `states` says whenever the metrics are asked for."""
-        self._registry.register(_Upstreams(states))
+        self.registry.register(_Upstreams(states))
 
     def render(self) -> tuple[bytes, str]:
         """The exposition and its content type."""
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+class _Counting(Watch):
+    """Counts one reply."""
+
+    __slots__ = ("_metrics", "_mode")
+
+    def __init__(self, metrics: Metrics, mode: Mode) -> None:
+        self._metrics = metrics
+        self._mode = str(mode)
+        metrics.open_replies.labels(self._mode).inc()
+
+    def branch_opened(self, branch: int, prefix_chars: int) -> None:
+        self._metrics.branches.inc()
+        self._metrics.open_branches.inc()
+
+    def branch_closed(self, branch: int, error: str | None = None) -> None:
+        self._metrics.open_branches.dec()
+
+    def committed(self, unit: Committed, review_seconds: float | None) -> None:
+        metrics = self._metrics
+        metrics.sentences.labels(unit.outcome).inc()
+        if unit.outcome == "unreviewed":
+            metrics.unreviewed.inc(len(unit.text))
+        if review_seconds is not None:
+            metrics.review_seconds.observe(review_seconds)
+
+    def first_text(self, seconds: float) -> None:
+        self._metrics.first_text.observe(seconds)
+
+    def closed(
+        self, outcome: str, seconds: float, cost: Cost, finished: Finished | None = None
+    ) -> None:
+        metrics, mode = self._metrics, self._mode
+        metrics.open_replies.labels(mode).dec()
+        known = outcome if outcome in metrics.outcomes else "upstream_rejected"
+        metrics.replies.labels(mode, known).inc()
+        metrics.reply_seconds.labels(mode).observe(seconds)
+        metrics.discarded.inc(cost.discarded_tokens)
+        metrics.reviews.inc(cost.reviews)
+        metrics.in_vain.inc(cost.reviews_in_vain)
+        metrics.skipped.inc(cost.skipped)
+        metrics.resumes.inc(cost.resumes)
+        metrics.refused.inc(cost.refused_continuations)

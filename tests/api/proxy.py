@@ -11,8 +11,9 @@ import orjson
 from fastapi import FastAPI
 
 from stream_aligner_proxy.app import create_app
-from stream_aligner_proxy.core.ports import Aligner, Observer
+from stream_aligner_proxy.core.ports import Aligner
 from stream_aligner_proxy.core.records import Review, Verdict
+from stream_aligner_proxy.core.watching import Observer
 from stream_aligner_proxy.demo.script import Rule, Script
 from stream_aligner_proxy.demo.scripted import ScriptedUpstream
 from stream_aligner_proxy.settings import Settings, build

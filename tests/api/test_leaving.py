@@ -17,6 +17,7 @@ from stream_aligner_proxy.api.relay import RelayResponse
 from stream_aligner_proxy.api.response import ReplyResponse
 from stream_aligner_proxy.app import create_app
 from stream_aligner_proxy.core.records import ChatRequest, Mode, Policy, Review, Verdict
+from stream_aligner_proxy.core.watching import Observer
 from stream_aligner_proxy.demo.script import Fault, Rule, Script
 from stream_aligner_proxy.demo.scripted import ScriptedUpstream
 from stream_aligner_proxy.session import Session
@@ -179,7 +180,8 @@ async def test_a_relayed_stream_waits_for_its_client_too() -> None:
     response = RelayResponse(
         Upstream(lambda prefix: []),
         plan,
-        observers=(),
+        observer=Observer(),
+        opening=plan.opening(plan.request),
         request_id="r",
         headers=dict,
         count_error=lambda error: None,

@@ -9,6 +9,7 @@ import pytest
 
 from stream_aligner_proxy.app import create_app
 from stream_aligner_proxy.core.errors import ConfigError
+from stream_aligner_proxy.core.watching import Observer, Opening, Watch
 from tests.api.proxy import proxy, settings
 from tests.fakes import FunctionAligner
 from tests.servers import refused_address, serve
@@ -99,8 +100,12 @@ async def test_two_apps_have_their_own_metrics() -> None:
 
 
 async def test_an_observer_that_raises_is_counted_and_changes_nothing() -> None:
-    class Broken:
-        def __getattr__(self, name: str):
+    class Broken(Observer):
+        def opened(self, opening: Opening) -> Watch:
+            return BrokenWatch()
+
+    class BrokenWatch(Watch):
+        def __getattribute__(self, name: str):
             raise RuntimeError("broken")
 
     async with proxy(observers=[Broken()]) as p:

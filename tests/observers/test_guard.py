@@ -5,43 +5,94 @@ import logging
 import pytest
 
 from stream_aligner_proxy.core.errors import ProxyError, UpstreamRejected
-from stream_aligner_proxy.core.records import Committed, Cost
+from stream_aligner_proxy.core.records import (
+    ChatRequest,
+    Committed,
+    Cost,
+    Finished,
+    Mode,
+    Review,
+    Verdict,
+)
+from stream_aligner_proxy.core.watching import Observer, Opening, Watch
 from stream_aligner_proxy.observers.guard import Guarded
 from stream_aligner_proxy.observers.metrics import Metrics
 
 UNIT = Committed(0, "a private sentence", "text", "unreviewed", 0)
 
 
-class Recorder:
-    def __init__(self, error: Exception | None = None) -> None:
+OPENING = Opening(Mode.STREAM, ChatRequest("m", {}, ()))
+VERDICT = Verdict("text")
+FINISHED = Finished("stop", None, Cost(), Mode.STREAM, "ids")
+
+
+class Recorder(Observer, Watch):
+    """Watches every reply itself."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
         self.calls: list[str] = []
         self.error = error
 
-    def __getattr__(self, name: str):
-        def record(*args: object) -> None:
-            self.calls.append(name)
-            if self.error is not None:
-                raise self.error
+    def opened(self, opening: Opening) -> Watch:
+        self._called("opened")
+        return self
 
-        return record
-
-
-def tell_everything(observer: Guarded) -> None:
-    observer.opened("stream", "m")
-    observer.branch_opened(0, 0)
-    observer.committed(UNIT, 0.1)
-    observer.first_text(0.2)
-    observer.branch_closed(0)
-    observer.closed("stream", "finished", 1.0, Cost(discarded_tokens=3))
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if self.error is not None and name != "opened":
+            raise self.error
 
 
-ALL = ["opened", "branch_opened", "committed", "first_text", "branch_closed", "closed"]
+def _recorded(name: str):
+    return lambda self, *args: self._called(name)
 
 
-def test_every_call_reaches_the_observer() -> None:
-    recorder = Recorder()
-    tell_everything(Guarded(recorder, lambda: pytest.fail("nothing failed")))
-    assert recorder.calls == ALL
+CALLS = [
+    ("branch_opened", (0, 0)),
+    ("context", (0,)),
+    ("branch_answered", (0, "main")),
+    ("review_started", (0, Review((), "", "a private sentence"))),
+    ("reviewed", (0, VERDICT, 0.1, None)),
+    ("review_dropped", (0,)),
+    ("held", (0.1, "client")),
+    ("committed", (UNIT, 0.1)),
+    ("first_text", (0.2,)),
+    ("branch_closed", (0, None)),
+    ("closed", ("finished", 1.0, Cost(discarded_tokens=3), FINISHED)),
+]
+for name, _ in CALLS:
+    setattr(Recorder, name, _recorded(name))
+
+
+def test_the_calls_below_are_all_that_a_watch_is_told() -> None:
+    public = {name for name in vars(Watch) if not name.startswith("_")}
+    assert {name for name, _ in CALLS} == public
+
+
+def tell_everything(observer: Observer) -> None:
+    watch = observer.opened(OPENING)
+    for name, arguments in CALLS:
+        getattr(watch, name)(*arguments)
+
+
+ALL = ["opened", *(name for name, _ in CALLS)]
+
+
+def test_every_call_reaches_every_observer() -> None:
+    recorders = [Recorder(), Recorder()]
+    for recorder in recorders:
+        recorder.context = lambda branch: {"traceparent": "00"}  # type: ignore[method-assign]
+    tell_everything(Guarded(recorders, lambda: pytest.fail("nothing failed")))
+    for recorder in recorders:
+        assert recorder.calls == [name for name in ALL if name != "context"]
+
+
+def test_the_context_of_all_observers_goes_along() -> None:
+    one, other = Recorder(), Recorder()
+    one.context = lambda branch: {"traceparent": "00"}  # type: ignore[method-assign]
+    other.context = lambda branch: {"baggage": "a=b"}  # type: ignore[method-assign]
+    guarded = Guarded([one, other], lambda: pytest.fail("nothing failed"))
+    assert guarded.opened(OPENING).context(0) == {"traceparent": "00", "baggage": "a=b"}
 
 
 def test_a_raising_observer_is_counted_and_logged_without_content(
@@ -49,17 +100,30 @@ def test_a_raising_observer_is_counted_and_logged_without_content(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     failures: list[int] = []
-    recorder = Recorder(ValueError("a private sentence"))
-    tell_everything(Guarded(recorder, lambda: failures.append(1)))
+    recorder, after = Recorder(ValueError("a private sentence")), Recorder()
+    after.context = lambda branch: {}  # type: ignore[method-assign]
+    tell_everything(Guarded([recorder, after], lambda: failures.append(1)))
     assert recorder.calls == ALL
-    assert len(failures) == len(ALL)
+    assert after.calls == [name for name in ALL if name != "context"]
+    assert len(failures) == len(CALLS)
     assert "Recorder raised ValueError" in caplog.text
     assert "private" not in caplog.text
 
 
+def test_an_observer_that_cannot_even_begin_is_left_out_of_the_reply() -> None:
+    class Broken(Observer):
+        def opened(self, opening: Opening) -> Watch:
+            raise ValueError
+
+    failures: list[int] = []
+    tell_everything(Guarded([Broken()], lambda: failures.append(1)))
+    assert failures == [1]
+
+
 def test_cancellation_is_not_an_observers_failure() -> None:
+    watch = Guarded([Recorder(KeyboardInterrupt())], lambda: None).opened(OPENING)
     with pytest.raises(KeyboardInterrupt):
-        Guarded(Recorder(KeyboardInterrupt()), lambda: None).first_text(1.0)  # type: ignore[arg-type]
+        watch.first_text(1.0)
 
 
 def exposition(metrics: Metrics) -> str:
@@ -68,7 +132,7 @@ def exposition(metrics: Metrics) -> str:
 
 def test_metrics_tell_what_happened() -> None:
     metrics = Metrics()
-    tell_everything(Guarded(metrics, lambda: pytest.fail("nothing failed")))
+    tell_everything(Guarded([metrics], lambda: pytest.fail("nothing failed")))
     text = exposition(metrics)
     assert 'stream_aligner_open_replies{mode="stream"} 0.0' in text
     assert "stream_aligner_branches_total 1.0" in text
@@ -82,7 +146,8 @@ def test_labels_come_from_fixed_sets() -> None:
     metrics = Metrics()
     metrics.error(UpstreamRejected("no", code="whatever an upstream invents"))
     metrics.error(ProxyError("no", code="invented"))
-    metrics.closed("off", "another invention", 1.0, Cost())
+    off = Opening(Mode.OFF, ChatRequest("m", {}, ()))
+    metrics.opened(off).closed("another invention", 1.0, Cost())
     text = exposition(metrics)
     assert "invent" not in text
     assert 'errors_total{code="upstream_rejected"} 1.0' in text
