@@ -23,6 +23,7 @@ from stream_aligner_proxy.app import create_app
 from stream_aligner_proxy.core.ports import Progress
 from stream_aligner_proxy.core.records import Review, Verdict
 from stream_aligner_proxy.demo import serving as foreground
+from stream_aligner_proxy.operating.shared import Shared
 from stream_aligner_proxy.settings import build
 
 
@@ -93,7 +94,9 @@ def main() -> None:
         alignment = {"max_continuations": 1_000_000}
         settings = build({"upstreams": [upstream], "aligner": aligner, "alignment": alignment})
         listener = socket.create_server(("127.0.0.1", options.port))
-        serving.run(create_app(settings, aligner=AskedAligner()), listener, 2, "warning")
+        shared = Shared(settings.server)
+        app = create_app(settings, aligner=AskedAligner(), shared=shared)
+        serving.run(app, listener, shared)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """The composition root: settings in, an ASGI app out. Nothing else knows all the parts."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 
 from stream_aligner_proxy import __version__
 from stream_aligner_proxy.api import errors
+from stream_aligner_proxy.api.admission import Limits
 from stream_aligner_proxy.api.aligning import AlignBody
 from stream_aligner_proxy.api.completing import CompletionBody
 from stream_aligner_proxy.api.directory import Directory
@@ -16,11 +19,12 @@ from stream_aligner_proxy.api.documenting import schemas
 from stream_aligner_proxy.api.faces.messages_schemas import MessagesBody
 from stream_aligner_proxy.api.faces.responses_schemas import ResponsesBody
 from stream_aligner_proxy.api.faces.shapes import shape_of
+from stream_aligner_proxy.api.gate import Gate
 from stream_aligner_proxy.api.messages_routes import messages_routes
 from stream_aligner_proxy.api.page import page_route
+from stream_aligner_proxy.api.patience import Patience
 from stream_aligner_proxy.api.plan import SCOPE_OF, Rules
 from stream_aligner_proxy.api.request_id import RequestId
-from stream_aligner_proxy.api.response_store import ResponseStore
 from stream_aligner_proxy.api.responses_routes import responses_routes
 from stream_aligner_proxy.api.routes import routes
 from stream_aligner_proxy.api.schemas import ChatBody
@@ -30,15 +34,25 @@ from stream_aligner_proxy.core.ports import Aligner
 from stream_aligner_proxy.core.records import Mode
 from stream_aligner_proxy.core.watching import Observer
 from stream_aligner_proxy.observers.guard import Guarded
-from stream_aligner_proxy.observers.metrics import Metrics, UpstreamState
+from stream_aligner_proxy.observers.metrics import UpstreamState
+from stream_aligner_proxy.operating.pool import Use
+from stream_aligner_proxy.operating.reloading import fingerprint
+from stream_aligner_proxy.operating.shared import ProbedUpstream, Shared
 from stream_aligner_proxy.parts import (
+    NamedAligner,
+    checkpoint_paths,
     make_aligner,
     make_member,
     make_table,
-    start_aligner,
     used_aligners,
 )
-from stream_aligner_proxy.settings import DEFAULT, AlignmentSettings, Settings
+from stream_aligner_proxy.settings import (
+    DEFAULT,
+    AlignerSettings,
+    AlignmentSettings,
+    Settings,
+    UpstreamSettings,
+)
 from stream_aligner_proxy.upstream.routing.member import Member
 
 _log = logging.getLogger(__name__)
@@ -50,21 +64,21 @@ def create_app(
     aligner: Aligner | None = None,
     observers: Sequence[Observer] = (),
     examples: Sequence[str] = (),
+    shared: Shared | None = None,
 ) -> FastAPI:
     """The proxy as an ASGI app. Raises `ConfigError`.
 
     `aligner` replaces the one configured as `aligner`. `examples` are the page's example questions.
-    Start-up loads the aligners; what goes wrong there is a `ConfigError` from the lifespan.
+    `shared` is what the apps of one process have in common: a reload makes a new app. Start-up
+    loads the aligners; what goes wrong there is a `ConfigError` from the lifespan.
     """
-    made = [make_member(upstream) for upstream in settings.upstreams]
-    members = [member for member, _ in made]
+    shared = shared or Shared(settings.server)
+    metrics = shared.metrics
+    upstreams, loaded = _take_parts(settings, shared, aligner)
+    members = [use.part.member for use in upstreams]
     table = make_table(settings, members)
-    aligners = {
-        name: aligner if name == DEFAULT and aligner is not None else make_aligner(section, name)
-        for name, section in used_aligners(settings).items()
-    }
-    metrics = Metrics()
-    metrics.watch(lambda: map(_state, members))
+    aligners = {use.part.name: use.part.aligner for use in loaded}
+    server = settings.server
     service = Service(
         directory=Directory(
             members,
@@ -78,32 +92,37 @@ def create_app(
         observer=Guarded((metrics, *observers), metrics.observer_failed),
         count_error=metrics.error,
         render_metrics=metrics.render,
-        max_body_bytes=settings.server.max_body_bytes,
-        max_choices=settings.server.max_choices,
-        show_upstream=settings.server.show_upstream,
+        max_body_bytes=server.max_body_bytes,
+        max_choices=server.max_choices,
+        patience=Patience(server.reply_seconds, server.client_seconds),
+        show_upstream=server.show_upstream,
         examples=tuple(examples),
+        admission=shared.admission,
+        loaded=shared.loaded,
     )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            for member in members:
-                stack.push_async_callback(member.aclose)
-            for name, loaded in aligners.items():
-                stack.push_async_callback(loaded.close)
-                await start_aligner(loaded, name)
+            for upstream in upstreams:
+                stack.push_async_callback(upstream.release)
+            for one in loaded:
+                stack.push_async_callback(one.release)
+            for one in loaded:
+                await one.start()
             check_treatments(settings, service.treatments)
-            service.ready = True
             # Known models are routed without asking; an upstream that is down is asked again.
             await service.directory.refresh()
-            for _, prober in made:
-                stack.push_async_callback(prober.close)
-                prober.start()
+            for upstream in upstreams:
+                await upstream.start()
+            await _probed([use.part for use in upstreams], server.warm_up_seconds)
+            metrics.watch(lambda: map(_state, members))
+            service.ready = True
             _log.info(
                 "ready: %d upstreams, %d routes, aligners: %s",
                 len(members),
                 len(settings.routes),
-                ", ".join(loaded.name for loaded in aligners.values()),
+                ", ".join(part.name for part in aligners.values()),
             )
             yield
             service.ready = False
@@ -119,17 +138,69 @@ def create_app(
         # A redirect would lead to whatever the Host header says, and lose the body.
         redirect_slashes=False,
     )
+    app.add_middleware(
+        Gate,
+        admission=shared.admission,
+        limits=Limits(server.max_open, server.max_held_bytes, server.shed_above_mib),
+        ready=lambda: service.ready,
+        shape_of=shape_of,
+        count_error=metrics.error,
+    )
     app.add_middleware(RequestId)
     app.include_router(routes(service))
     app.include_router(messages_routes(service))
-    app.include_router(
-        responses_routes(service, ResponseStore(settings.server.response_store_bytes))
-    )
-    if settings.server.page:
+    app.include_router(responses_routes(service, shared.responses))
+    if server.page:
         app.include_router(page_route(service))
     errors.install(app, service, shape_of)
     _document_body(app)
     return app
+
+
+def _take_parts(
+    settings: Settings, shared: Shared, given: Aligner | None
+) -> tuple[list[Use[ProbedUpstream]], list[Use[NamedAligner]]]:
+    """Those that are there already, and new ones. Raises `ConfigError`, and holds nothing then."""
+    upstreams: list[Use[ProbedUpstream]] = []
+    aligners: list[Use[NamedAligner]] = []
+    try:
+        for upstream in settings.upstreams:
+            make = partial(_make_upstream, upstream)
+            upstreams.append(shared.upstreams.take(_upstream_key(upstream), make))
+        for name, section in used_aligners(settings).items():
+            if given is not None and name == DEFAULT:
+                aligners.append(shared.aligners.take(given, lambda: NamedAligner(DEFAULT, given)))
+                continue
+            key = (name, section, fingerprint(checkpoint_paths(section)))
+            aligners.append(shared.aligners.take(key, partial(_make_aligner, section, name)))
+    except ConfigError:
+        for held in upstreams:
+            held.drop()
+        for one in aligners:
+            one.drop()
+        raise
+    return upstreams, aligners
+
+
+def _make_upstream(settings: UpstreamSettings) -> ProbedUpstream:
+    return ProbedUpstream(*make_member(settings))
+
+
+def _make_aligner(settings: AlignerSettings, name: str) -> NamedAligner:
+    return NamedAligner(name, make_aligner(settings, name))
+
+
+def _upstream_key(settings: UpstreamSettings) -> object:
+    """A tokenizer or a certificate that was exchanged makes another upstream of it."""
+    return settings, fingerprint(filter(None, (settings.tokenizer, settings.ca_file)))
+
+
+async def _probed(upstreams: Sequence[ProbedUpstream], seconds: float) -> None:
+    """Wait until all have been asked how they continue, or for so long."""
+    tried = [asyncio.ensure_future(upstream.prober.tried.wait()) for upstream in upstreams]
+    _, waiting = await asyncio.wait(tried, timeout=seconds)
+    for task in waiting:
+        task.cancel()
 
 
 def make_treatments(settings: Settings, aligners: Mapping[str, Aligner]) -> list[Treatment]:

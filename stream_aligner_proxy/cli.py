@@ -94,8 +94,10 @@ def _parser() -> argparse.ArgumentParser:
         help="an aligner's checkpoint, in place of the file's; without a file, before the demo's"
         " upstream",
     )
+    # How a supervisor hands its socket to a worker.
+    serve.add_argument("--listener", type=int, help=argparse.SUPPRESS)
     check.add_argument("--config", required=True, type=Path, metavar="FILE", help="a YAML file")
-    demo.set_defaults(aligner=None)
+    demo.set_defaults(aligner=None, listener=None)
     for command in (demo, serve):
         command.add_argument("--host", metavar="H", help="address to listen on (127.0.0.1)")
         command.add_argument(
@@ -118,19 +120,22 @@ def _serve(options: argparse.Namespace) -> int:
             raise ConfigError("serve: --config FILE is missing (or --aligner DIR, for a try)")
         return _demo(options)
     # Imported late: `--help` and a mistyped file must not wait for the server's libraries.
-    from stream_aligner_proxy.app import create_app  # noqa: PLC0415
-    from stream_aligner_proxy.serving import run  # noqa: PLC0415
-    from stream_aligner_proxy.settings import load, with_aligner  # noqa: PLC0415
+    from stream_aligner_proxy.operating.running import Configured  # noqa: PLC0415
+    from stream_aligner_proxy.operating.workers import supervise  # noqa: PLC0415
 
-    settings = load(options.config)
-    if options.aligner is not None:
-        settings = with_aligner(settings, options.aligner)
-    server = settings.server
+    configured = Configured(options.config, options.aligner)
+    server = configured.settings.server
     _log_to_stderr(server.log_level)
-    app = create_app(settings)
+    if options.listener is not None:  # a worker: its socket is the supervisor's
+        with socket.socket(fileno=options.listener) as listener:
+            _exit_on_sigterm()
+            configured.serve(listener)
+        return 0
     with _listen(options.host or server.host, _given(options.port, server.port)) as listener:
+        if server.workers > 1:
+            return supervise(sys.argv[1:], listener, server)
         _exit_on_sigterm()
-        run(app, listener, server.shutdown_seconds, server.log_level)
+        configured.serve(listener)
     return 0
 
 
@@ -147,6 +152,7 @@ def _check(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from stream_aligner_proxy.app import create_app  # noqa: PLC0415
     from stream_aligner_proxy.demo.launch import EXAMPLES, DemoUpstream, demo_settings  # noqa: PLC0415
+    from stream_aligner_proxy.operating.shared import Shared  # noqa: PLC0415
     from stream_aligner_proxy.serving import address, run  # noqa: PLC0415
 
     _log_to_stderr("warning")
@@ -154,12 +160,13 @@ def _demo(options: argparse.Namespace) -> int:
         _exit_on_sigterm()
         with DemoUpstream() as upstream:
             settings = demo_settings(upstream.base_url, options.aligner)
-            app = create_app(settings, examples=EXAMPLES)
+            shared = Shared(settings.server)
+            app = create_app(settings, examples=EXAMPLES, shared=shared)
 
             def welcome() -> None:
                 print(_welcome(address(listener), EXAMPLES[0], upstream.model), flush=True)
 
-            run(app, listener, 3, "warning", started=welcome)
+            run(app, listener, shared, started=welcome)
     return 0
 
 

@@ -1,6 +1,8 @@
 """From settings to parts: upstreams, routes, aligners. `app` runs them, `check` tries them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from stream_aligner_proxy.aligners import registry
 from stream_aligner_proxy.core.errors import ConfigError
@@ -38,6 +40,14 @@ def make_upstream(settings: UpstreamSettings) -> HttpUpstream:
         ca_file=settings.ca_file,
         session_header=settings.session_header,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class NamedAligner:
+    """An aligner with the name it is configured by."""
+
+    name: str
+    aligner: Aligner
 
 
 def make_member(settings: UpstreamSettings) -> tuple[Member, Prober]:
@@ -78,6 +88,21 @@ def used_aligners(settings: Settings) -> dict[str, AlignerSettings]:
     known = {DEFAULT: settings.aligner, **settings.aligners}
     used = {route.aligner or DEFAULT for route in settings.routes} or {DEFAULT}
     return {name: aligner for name, aligner in known.items() if name in used}
+
+
+def checkpoint_paths(settings: AlignerSettings) -> list[Path]:
+    """The files that the aligner is made of."""
+    return [path for path in (settings.path, settings.adapter) if path is not None]
+
+
+def watched_paths(settings: Settings) -> list[Path]:
+    """All files that a running proxy was made of, beside the configuration itself."""
+    paths = [
+        path for aligner in used_aligners(settings).values() for path in checkpoint_paths(aligner)
+    ]
+    for upstream in settings.upstreams:
+        paths += filter(None, (upstream.tokenizer, upstream.ca_file))
+    return paths
 
 
 def aligner_key(name: str) -> str:

@@ -1,32 +1,84 @@
 """Running the app under uvicorn, so that start-up errors are ours to tell and shutdown is orderly.
 
-The app's lifespan runs here, around the server: uvicorn would turn a `ConfigError` into a
-traceback. Order on the way out: stop accepting, let open replies finish for a while, cancel the
-rest (each ends validly), close the aligner and the upstreams.
+The socket is served from the start: while models load, health says so and requests are told to come
+again. On SIGTERM or Ctrl+C: readiness goes off first; for `drain_seconds` requests are still taken,
+since load balancers hear of it late; then new ones are told to come again and open replies have
+`shutdown_seconds` to end; the rest are cancelled (each ends validly); the parts are closed.
+SIGHUP reloads.
 """
 
 import asyncio
+import contextlib
 import logging
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from stream_aligner_proxy.api.admission import Admission
+from stream_aligner_proxy.operating.generations import Generations
+from stream_aligner_proxy.operating.reloading import Reloader
+from stream_aligner_proxy.operating.shared import Shared
+from stream_aligner_proxy.settings import ServerSettings
+
 _log = logging.getLogger(__name__)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Server(uvicorn.Server):
-    """Tells when it accepts connections."""
+    """Drains before it stops."""
 
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, admission: Admission, drain: float, shutdown: float
+    ) -> None:
         super().__init__(config)
-        self._tell_started = started
+        self._admission = admission
+        self._drain_seconds = drain
+        self._shutdown_seconds = shutdown
+        self._loop = asyncio.get_running_loop()
+        self._draining: asyncio.Task[None] | None = None
+        self.told: int | None = None  # the signal that stopped it
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._tell_started()
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Unlike uvicorn's it does not raise them again: they would end the loop here and now, and
+        not the parts that it still has to close."""
+        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._admission.leaving:  # told twice: at once
+            super().handle_exit(sig, frame)
+            super().handle_exit(signal.SIGINT, frame)
+            return
+        self._admission.leaving = True
+        self.told = sig
+        # Whoever presses Ctrl+C has no load balancer to wait for.
+        wait = self._drain_seconds if sig == signal.SIGTERM else 0.0
+        self._loop.call_soon_threadsafe(self._begin_to_drain, wait)
+
+    def _begin_to_drain(self, wait: float) -> None:
+        self._draining = self._loop.create_task(self._drain(wait))
+
+    async def _drain(self, wait: float) -> None:
+        admission = self._admission
+        await asyncio.sleep(wait)
+        admission.draining = True
+        _log.info("draining: %d requests are open", admission.open)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._shutdown_seconds):
+                await admission.idle.wait()
+        if admission.open:
+            _log.warning("stopping with %d requests open", admission.open)
+        self.should_exit = True
 
 
 def address(listener: socket.socket) -> str:
@@ -39,12 +91,15 @@ def address(listener: socket.socket) -> str:
 def run(
     app: FastAPI,
     listener: socket.socket,
-    shutdown_seconds: int,
-    log_level: str,
+    shared: Shared,
     *,
     started: Callable[[], None] | None = None,
+    reloader: Reloader | None = None,
 ) -> None:
-    """Serve `app` on `listener` until a signal comes. Raises what the app's start-up raises."""
+    """Serve `app` on `listener` until a signal comes. Raises what the app's start-up raises.
+
+    `started` is called when it is ready. With a `reloader` other apps follow.
+    """
 
     def announce() -> None:
         _log.info("listening on %s", address(listener))
@@ -52,7 +107,9 @@ def run(
             started()
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(app, listener, shutdown_seconds, log_level, announce))
+        told = runner.run(_serve(app, listener, shared, announce, reloader))
+    if told is not None:
+        signal.raise_signal(told)  # now for whoever has called this
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -65,21 +122,64 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-async def _serve(
-    app: FastAPI,
-    listener: socket.socket,
-    shutdown_seconds: int,
-    log_level: str,
-    started: Callable[[], None],
-) -> None:
-    config = uvicorn.Config(
+def _config(app: Generations, settings: ServerSettings) -> uvicorn.Config:
+    level = settings.log_level
+    return uvicorn.Config(
         app,
         lifespan="off",
         log_config=None,
-        log_level=log_level if log_level in ("debug", "error") else "warning",
+        log_level=level if level in ("debug", "error") else "warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=shutdown_seconds,
+        # By then they have had their time.
+        timeout_graceful_shutdown=1,
     )
-    async with app.router.lifespan_context(app):
-        await _Server(config, started).serve(sockets=[listener])
+
+
+async def _serve(
+    app: FastAPI,
+    listener: socket.socket,
+    shared: Shared,
+    started: Callable[[], None],
+    reloader: Reloader | None,
+) -> int | None:
+    """The signal that ended it."""
+    settings = shared.server
+    generations = Generations(app)
+    server = _Server(
+        _config(generations, settings),
+        shared.admission,
+        settings.drain_seconds,
+        settings.shutdown_seconds,
+    )
+    failed: BaseException | None = None
+    async with asyncio.TaskGroup() as tasks:
+        served = tasks.create_task(server.serve(sockets=[listener]))
+        loading = tasks.create_task(_start(generations, tasks))
+        await asyncio.wait((served, loading), return_when=asyncio.FIRST_COMPLETED)
+        reloading = None
+        if not loading.done():
+            loading.cancel()  # told to stop before it was ready
+        elif failed := loading.result():
+            server.should_exit = True
+        else:
+            started()
+            if reloader is not None:
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
+                reloading = tasks.create_task(reloader.run(generations))
+        await asyncio.wait((served,))
+        if reloading is not None:
+            reloading.cancel()
+        generations.end()
+    if failed is not None:
+        raise failed
+    return server.told
+
+
+async def _start(generations: Generations, tasks: asyncio.TaskGroup) -> Exception | None:
+    """What went wrong: raised here, it would come out of the group in another shape."""
+    try:
+        await generations.start(tasks)
+    except Exception as error:  # noqa: BLE001 - raised again by `_serve`
+        return error
+    return None

@@ -9,6 +9,7 @@ import orjson
 
 from stream_aligner_proxy.api.errors import internal_error, log_error
 from stream_aligner_proxy.api.faces.openai_errors import OpenAiErrors
+from stream_aligner_proxy.api.patience import Patience
 from stream_aligner_proxy.api.response import HttpOut, WatchedResponse
 from stream_aligner_proxy.core.errors import ProxyError
 
@@ -33,9 +34,14 @@ class AlignResponse(WatchedResponse):
         single: bool,
         request_id: str,
         count_error: Callable[[ProxyError], None],
+        patience: Patience,
     ) -> None:
         super().__init__(
-            request_id=request_id, headers=dict, count_error=count_error, shape=OpenAiErrors()
+            request_id=request_id,
+            headers=dict,
+            count_error=count_error,
+            shape=OpenAiErrors(),
+            patience=patience,
         )
         self._jobs = jobs
         self._single = single

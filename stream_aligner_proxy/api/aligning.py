@@ -84,6 +84,15 @@ class AlignBody(BaseModel):
 def align_route(service: Service) -> APIRouter:
     router = APIRouter()
 
+    def answered(jobs: list[Alignment], id: str, *, single: bool) -> AlignResponse:
+        return AlignResponse(
+            jobs,
+            single=single,
+            request_id=id,
+            count_error=service.count_error,
+            patience=service.patience,
+        )
+
     @router.post(
         "/v1/align",
         summary="Review given answers",
@@ -95,7 +104,7 @@ def align_route(service: Service) -> APIRouter:
         id = request_id_of(request.scope)
         if "items" not in raw:
             job = Alignment(service, raw, id, key=key_of(request))
-            return AlignResponse([job], single=True, request_id=id, count_error=service.count_error)
+            return answered([job], id, single=True)
         items = validated(Batch, raw).items
         if len(items) > MAX_ITEMS:
             raise RequestError(
@@ -107,7 +116,7 @@ def align_route(service: Service) -> APIRouter:
             Alignment(service, item, f"{id}-{number}", f"items[{number}]", key_of(request))
             for number, item in enumerate(items)
         ]
-        return AlignResponse(jobs, single=False, request_id=id, count_error=service.count_error)
+        return answered(jobs, id, single=False)
 
     return router
 

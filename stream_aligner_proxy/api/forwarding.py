@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from stream_aligner_proxy.api.faces.openai_errors import OpenAiErrors
 from stream_aligner_proxy.api.forwarded_body import ForwardedBody, read
+from stream_aligner_proxy.api.patience import Patience
 from stream_aligner_proxy.api.reading import forwarded, key_of, read_body
 from stream_aligner_proxy.api.relay import observed, told_of
 from stream_aligner_proxy.api.request_id import request_id_of
@@ -83,6 +84,7 @@ def _endpoint(service: Service, path: str) -> Callable[[Request], Any]:
             request_id=id,
             reply_headers=lambda: _reply_headers(upstream, service.show_upstream),
             count_error=service.count_error,
+            patience=service.patience,
         )
 
     return forward
@@ -122,6 +124,7 @@ class ForwardResponse(WatchedResponse):
         request_id: str,
         reply_headers: Callable[[], Mapping[str, str]],
         count_error: Callable[[ProxyError], None],
+        patience: Patience | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(
@@ -129,6 +132,7 @@ class ForwardResponse(WatchedResponse):
             headers=reply_headers,
             count_error=count_error,
             shape=OpenAiErrors(),
+            patience=patience,
         )
         self._upstream = upstream
         self._path = path

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from stream_aligner_proxy.api.faces.face import Shape
+from stream_aligner_proxy.api.patience import Patience
 from stream_aligner_proxy.api.plan import Plan
 from stream_aligner_proxy.api.response import EVENT_STREAM_HEADERS, HttpOut, WatchedResponse
 from stream_aligner_proxy.core.errors import ProxyError
@@ -47,11 +48,16 @@ class RelayResponse(WatchedResponse):
         headers: Callable[[], Mapping[str, str]],
         count_error: Callable[[ProxyError], None],
         shape: Shape,
+        patience: Patience | None = None,
         path: str = "chat/completions",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(
-            request_id=request_id, headers=headers, count_error=count_error, shape=shape
+            request_id=request_id,
+            headers=headers,
+            count_error=count_error,
+            shape=shape,
+            patience=patience,
         )
         self._upstream = upstream
         self._plan = plan

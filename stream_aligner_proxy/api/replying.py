@@ -86,6 +86,7 @@ def relay(
         request_id=plan.request.request_id,
         headers=lambda: treatment_headers(plan, upstream, show_upstream=service.show_upstream),
         count_error=service.count_error,
+        patience=service.patience,
         shape=shape,
         path=path,
     )
@@ -129,7 +130,14 @@ async def written(
         )
         for one, lease in zip(requests, leases, strict=True)
     ]
-    return ReplyResponse(sessions, plan, face, headers=headers, count_error=service.count_error)
+    return ReplyResponse(
+        sessions,
+        plan,
+        face,
+        headers=headers,
+        count_error=service.count_error,
+        patience=service.patience,
+    )
 
 
 def of_choice(request: ChatRequest, choice: int) -> ChatRequest:

@@ -16,12 +16,16 @@ from starlette.types import Receive, Scope, Send
 from stream_aligner_proxy.api.errors import answer, internal_error, log_error
 from stream_aligner_proxy.api.faces.face import Events, Face, Shape, Whole
 from stream_aligner_proxy.api.headers import cost_headers
+from stream_aligner_proxy.api.patience import Patience
 from stream_aligner_proxy.api.plan import Plan
-from stream_aligner_proxy.core.errors import Overloaded, ProxyError
+from stream_aligner_proxy.core.errors import DeadlineExceeded, Overloaded, ProxyError
 from stream_aligner_proxy.core.records import Delivery, Finished
 from stream_aligner_proxy.session import Reply, first_error
 
 _log = logging.getLogger(__name__)
+
+# Where in the ASGI scope the server may leave a way to cut the connection.
+ABORT = "stream_aligner.abort"
 
 EVENT_STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -39,6 +43,10 @@ class _ClientLeft(Exception):
     """Ends the task group of a request."""
 
 
+class _ClientStuck(_ClientLeft):
+    """It holds the connection and takes nothing."""
+
+
 class HttpOut:
     """The connection to the client: start once, then bytes, then the end.
 
@@ -51,14 +59,33 @@ class HttpOut:
         self._send = send
         self.started = False
         self._ended = False
+        self._writes = 0  # counts beginnings and ends: odd while one waits for the client
 
-    async def client_gone(self) -> None:
-        """Raises `_ClientLeft` if the client leaves before the end."""
+    def cut(self) -> None:
+        """Close the connection, and do not wait for what is still to be sent."""
+        if abort := self._scope.get(ABORT):
+            abort()
+
+    async def client_gone(self, patience: float) -> None:
+        """Raises `_ClientLeft` if the client leaves before the end, or takes nothing for more than
+        `patience` seconds of what is being written to it."""
+        seen = 0
+        while True:
+            try:
+                async with asyncio.timeout(patience):
+                    await self._hear_of_leaving()
+            except TimeoutError:
+                if self._writes % 2 and self._writes == seen:
+                    raise _ClientStuck from None
+                seen = self._writes
+            else:
+                if self._ended:
+                    return  # servers also say so when all has been written
+                raise _ClientLeft
+
+    async def _hear_of_leaving(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        if self._ended:
-            return  # servers also say so when all has been written
-        raise _ClientLeft
 
     async def start(self, headers: Mapping[str, str]) -> None:
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
@@ -66,11 +93,15 @@ class HttpOut:
         self.started = True  # not while it waits: cut short there, nothing was sent
 
     async def write(self, data: bytes) -> None:
+        self._writes += 1
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._writes += 1
 
     async def end(self, data: bytes = b"") -> None:
         self._ended = True
+        self._writes += 1
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
+        self._writes += 1
 
     async def refuse(
         self, error: ProxyError, headers: Mapping[str, str], body: Mapping[str, Any]
@@ -94,8 +125,10 @@ class WatchedResponse(Response):
         headers: _Headers,
         count_error: Callable[[ProxyError], None],
         shape: Shape,
+        patience: Patience | None = None,
     ) -> None:
         super().__init__()
+        self._patience = patience or Patience()
         self._shape = shape
         self._request_id = request_id
         self._reply_headers = headers
@@ -105,9 +138,9 @@ class WatchedResponse(Response):
         out = HttpOut(scope, receive, send)
         try:
             async with asyncio.TaskGroup() as group:
-                watcher = group.create_task(out.client_gone())
+                watcher = group.create_task(out.client_gone(self._patience.client))
                 try:
-                    await self.write_to(out)
+                    await self._write_in_time(out)
                 except ProxyError as error:
                     await self._fail(out, error)
                 except asyncio.CancelledError:
@@ -118,8 +151,22 @@ class WatchedResponse(Response):
                     _log.exception("request %s: internal error", self._request_id)
                     await self._fail(out, internal_error())
                 watcher.cancel()
+        except* _ClientStuck:
+            _log.info("request %s: the client took nothing any more", self._request_id)
+            out.cut()
         except* _ClientLeft:
             _log.info("request %s: the client left", self._request_id)
+
+    async def _write_in_time(self, out: HttpOut) -> None:
+        """Raises `DeadlineExceeded`, and what `write_to` raises."""
+        seconds = self._patience.reply
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                await self.write_to(out)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded(f"The reply took more than {seconds:g} seconds.") from error
 
     async def write_to(self, out: HttpOut) -> None:
         """Write the reply. Errors raised here become an HTTP error or an error frame."""
@@ -225,10 +272,14 @@ class ReplyResponse(WatchedResponse):
         *,
         headers: _Headers,
         count_error: Callable[[ProxyError], None],
+        patience: Patience | None = None,
     ) -> None:
-        request_id = plan.request.request_id
         super().__init__(
-            request_id=request_id, headers=headers, count_error=count_error, shape=face.shape
+            request_id=plan.request.request_id,
+            headers=headers,
+            count_error=count_error,
+            shape=face.shape,
+            patience=patience,
         )
         self._sessions = sessions
         self._plan = plan

@@ -70,12 +70,13 @@ def routes(service: Service) -> APIRouter:
         states = service.aligner_states()
         aligner = next((state for state in states.values() if state != "ok"), "ok")
         ready = aligner == "ok" and "ok" in upstreams.values()
+        leaving = service.admission.leaving
         answer = {
-            "status": "ready" if ready else "unready",
+            "status": "draining" if leaving else "ready" if ready else "unready",
             "aligner": aligner,
             "upstreams": upstreams,
         }
-        return _json(answer, status=200 if ready else 503)
+        return _json(answer, status=200 if ready and not leaving else 503)
 
     @router.get("/status", summary="Routes, upstreams and aligners", tags=["operation"])
     async def status() -> Response:

@@ -1,9 +1,12 @@
 """What the routes work with: put together once by the composition root."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from stream_aligner_proxy.api.admission import Admission
 from stream_aligner_proxy.api.directory import Directory
+from stream_aligner_proxy.api.patience import Patience
 from stream_aligner_proxy.api.plan import SCOPE_OF, Rules
 from stream_aligner_proxy.core.errors import ModelNotFound, ProxyError
 from stream_aligner_proxy.core.ports import Aligner
@@ -34,6 +37,15 @@ class Treatment:
 
 
 @dataclass(slots=True)
+class Loaded:
+    """Which configuration is served. `at`: Unix seconds; `error`: why a newer one is not."""
+
+    at: float = field(default_factory=time.time)
+    reloads: int = 0
+    error: str | None = None
+
+
+@dataclass(slots=True)
 class Service:
     """The parts of a running proxy. `treatments`: one for each route of the `table`, or a single
     one where there is none. `aligners` by their configured names, the first the default one.
@@ -49,9 +61,12 @@ class Service:
     render_metrics: Callable[[], tuple[bytes, str]]
     max_body_bytes: int
     max_choices: int = 16
+    patience: Patience = field(default_factory=Patience)
     page: bool = True
     show_upstream: bool = True
     examples: tuple[str, ...] = ()
+    admission: Admission = field(default_factory=Admission)
+    loaded: Loaded = field(default_factory=Loaded)
     ready: bool = False
 
     def treatment(self, model: str) -> Treatment:

@@ -13,7 +13,13 @@ from stream_aligner_proxy.upstream.routing.table import Aim, Route
 def report(service: Service) -> dict[str, Any]:
     routes = service.table.routes if service.table is not None else ()
     return {
-        "ready": service.ready,
+        "ready": service.ready and not service.admission.leaving,
+        "open": service.admission.open,
+        "configuration": {
+            "loaded_at": round(service.loaded.at, 3),
+            "reloads": service.loaded.reloads,
+            "error": service.loaded.error,
+        },
         "routes": [
             {**_route(route), **_treatment(treatment)}
             for route, treatment in zip(routes, service.treatments, strict=False)

@@ -4,6 +4,7 @@
     ├── RequestError            400  the client's request is wrong; `param` names the field
     │   └── ModelNotFound       404
     ├── Overloaded              503
+    ├── DeadlineExceeded        504  the whole reply took longer than it may
     ├── UpstreamError           502
     │   ├── UpstreamUnreachable 502  refused, reset, DNS, TLS
     │   ├── UpstreamTimeout     504  connect, first byte, or silence in the middle
@@ -68,6 +69,12 @@ class ModelNotFound(RequestError):
 class Overloaded(ProxyError):
     status = 503
     code = "overloaded"
+
+
+class DeadlineExceeded(ProxyError):
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"
 
 
 class UpstreamError(ProxyError):

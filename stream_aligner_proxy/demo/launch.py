@@ -42,6 +42,7 @@ def demo_settings(base_url: str, aligner: Path | None = None) -> Settings:
             "aligner": {"backend": "transformers", "path": path, "threads": 1},
             # The embedded aligner's window is small: 1,024 tokens for prompt and revision.
             "alignment": {"mode": "stream", "max_sentence_chars": 400, "max_whole_chars": 4000},
+            "server": {"log_level": "warning", "shutdown_seconds": 3},
         }
     )
 

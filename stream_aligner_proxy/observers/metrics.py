@@ -42,8 +42,8 @@ class UpstreamState:
 class _Upstreams(Collector):
     """Gauges read from the upstreams themselves, so that they cannot lag behind."""
 
-    def __init__(self, states: Callable[[], Iterable[UpstreamState]]) -> None:
-        self._states = states
+    def __init__(self) -> None:
+        self.states: Callable[[], Iterable[UpstreamState]] = tuple
 
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily(
@@ -54,7 +54,7 @@ class _Upstreams(Collector):
             "How the upstream is made to continue; always 1.",
             labels=["upstream", "way", "class"],
         )
-        for state in self._states():
+        for state in self.states():
             up.add_metric([state.name], float(state.up))
             info.add_metric([state.name, state.way, state.kind], 1.0)
         yield up
@@ -113,6 +113,14 @@ class Metrics(Observer):
             "retries", "Requests sent to the same upstream once more.", ["upstream", "reason"]
         )
         self._failovers = counter("failovers", "Requests sent to another upstream instead.")
+        self._shed = counter(
+            "shed_requests", "Requests turned away before they were read.", ["reason"]
+        )
+        self._reloads = counter(
+            "configuration_reloads", "Reloads of the configuration, by how they went.", ["outcome"]
+        )
+        self._upstreams = _Upstreams()
+        self.registry.register(self._upstreams)
         self._observer_failures = counter("observer_failures", "Calls in which an observer raised.")
 
     def opened(self, opening: Opening) -> Watch:
@@ -127,6 +135,13 @@ class Metrics(Observer):
     def observer_failed(self) -> None:
         self._observer_failures.inc()
 
+    def shed(self, reason: str) -> None:
+        """A request was turned away; `reason` is a word of `Admission`'s."""
+        self._shed.labels(reason).inc()
+
+    def reloaded(self, *, ok: bool) -> None:
+        self._reloads.labels("ok" if ok else "failed").inc()
+
     def retried(self, upstream: str, reason: str) -> None:
         self._retries.labels(upstream, reason).inc()
 
@@ -135,7 +150,7 @@ class Metrics(Observer):
 
     def watch(self, states: Callable[[], Iterable[UpstreamState]]) -> None:
         """Tell of upstreams what `states` says whenever the metrics are asked for."""
-        self.registry.register(_Upstreams(states))
+        self._upstreams.states = states
 
     def render(self) -> tuple[bytes, str]:
         """The exposition and its content type."""

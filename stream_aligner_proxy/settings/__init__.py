@@ -28,8 +28,8 @@ from stream_aligner_proxy.settings.routes import (
 from stream_aligner_proxy.settings.sections import (
     AlignerSettings,
     AlignmentSettings,
-    ServerSettings,
 )
+from stream_aligner_proxy.settings.server import ServerSettings
 from stream_aligner_proxy.settings.upstreams import Timeouts, UpstreamSettings
 
 __all__ = [

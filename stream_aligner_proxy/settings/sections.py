@@ -1,4 +1,4 @@
-"""The sections `aligner`, `aligners.NAME`, `alignment` and `server`."""
+"""The sections `aligner`, `aligners.NAME` and `alignment`."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -142,17 +142,3 @@ class AlignmentSettings(Section):
             fail_open=self.fail_open,
             review_code=self.review_code,
         )
-
-
-class ServerSettings(Section):
-    """Where to listen, and the limits of the HTTP side."""
-
-    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    max_body_bytes: Annotated[int, Field(ge=1024)] = 20 * 1024 * 1024
-    max_choices: Annotated[int, Field(ge=1, le=128)] = 16
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    shutdown_seconds: Annotated[int, Field(ge=0)] = 30
-    page: bool = True
-    show_upstream: bool = True
-    response_store_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024

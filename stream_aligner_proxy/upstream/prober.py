@@ -24,6 +24,9 @@ class Prober:
         self._upstream = upstream
         self.enabled = enabled and upstream.ways.open_to_probing
         self._model = model
+        self.tried = asyncio.Event()  # the first answer is there, or there was none in time
+        if not self.enabled:
+            self.tried.set()
         self._task: asyncio.Task[None] | None = None
         self._probed_at: float | None = None
         self._error: str | None = None
@@ -77,6 +80,7 @@ class Prober:
         while True:
             self._upstream.ways.doubted.clear()
             await self.probe()
+            self.tried.set()
             if self._error is None:
                 pause = _FIRST_PAUSE
                 await self._upstream.ways.doubted.wait()

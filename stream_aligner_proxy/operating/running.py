@@ -1,0 +1,52 @@
+"""A configuration file as it is served: read, made into an app, and read again for a reload."""
+
+import logging
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from stream_aligner_proxy.app import create_app
+from stream_aligner_proxy.operating.reloading import Reloader
+from stream_aligner_proxy.operating.shared import Shared
+from stream_aligner_proxy.parts import watched_paths
+from stream_aligner_proxy.serving import run
+from stream_aligner_proxy.settings import Settings, load, with_aligner
+from stream_aligner_proxy.settings.server import FIXED
+
+_log = logging.getLogger(__name__)
+
+
+class Configured:
+    """`aligner` is a checkpoint in place of the file's. Raises `ConfigError`."""
+
+    def __init__(self, file: Path, aligner: Path | None = None) -> None:
+        self._file = file
+        self._aligner = aligner
+        self.settings = self._load()
+
+    def serve(self, listener: socket.socket) -> None:
+        """Until a signal comes. Raises `ConfigError`."""
+        server = self.settings.server
+        shared = Shared(server)
+
+        def make() -> FastAPI:
+            """Of the file as it is now."""
+            settings = self._load()
+            for key in FIXED:
+                if getattr(settings.server, key) != getattr(server, key):
+                    _log.warning("server.%s has changed: that takes a restart", key)
+            app = create_app(settings, shared=shared)
+            self.settings = settings
+            return app
+
+        reloader = Reloader(make, self._watched, shared, server.watch_seconds)
+        run(create_app(self.settings, shared=shared), listener, shared, reloader=reloader)
+
+    def _load(self) -> Settings:
+        settings = load(self._file)
+        return settings if self._aligner is None else with_aligner(settings, self._aligner)
+
+    def _watched(self) -> Iterable[Path]:
+        return [self._file, *watched_paths(self.settings)]
