@@ -94,10 +94,10 @@ def _parser() -> argparse.ArgumentParser:
         help="an aligner's checkpoint, in place of the file's; without a file, before the demo's"
         " upstream",
     )
-    # How a supervisor hands its socket to a worker.
-    serve.add_argument("--listener", type=int, help=argparse.SUPPRESS)
+    # How a supervisor hands its socket, and the end of a pipe, to a worker.
+    serve.add_argument("--worker", type=int, nargs=2, help=argparse.SUPPRESS)
     check.add_argument("--config", required=True, type=Path, metavar="FILE", help="a YAML file")
-    demo.set_defaults(aligner=None, listener=None)
+    demo.set_defaults(aligner=None, worker=None)
     for command in (demo, serve):
         command.add_argument("--host", metavar="H", help="address to listen on (127.0.0.1)")
         command.add_argument(
@@ -121,14 +121,15 @@ def _serve(options: argparse.Namespace) -> int:
         return _demo(options)
     # Imported late: `--help` and a mistyped file must not wait for the server's libraries.
     from stream_aligner_proxy.operating.running import Configured  # noqa: PLC0415
-    from stream_aligner_proxy.operating.workers import supervise  # noqa: PLC0415
+    from stream_aligner_proxy.operating.workers import end_with_supervisor, supervise  # noqa: PLC0415
 
     configured = Configured(options.config, options.aligner)
     server = configured.settings.server
     _log_to_stderr(server.log_level)
-    if options.listener is not None:  # a worker: its socket is the supervisor's
-        with socket.socket(fileno=options.listener) as listener:
+    if options.worker is not None:
+        with socket.socket(fileno=options.worker[0]) as listener:
             _exit_on_sigterm()
+            end_with_supervisor(options.worker[1])
             configured.serve(listener)
         return 0
     with _listen(options.host or server.host, _given(options.port, server.port)) as listener:

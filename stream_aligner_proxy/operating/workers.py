@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 
 from prometheus_client import multiprocess
@@ -35,13 +36,25 @@ def supervise(arguments: Sequence[str], listener: socket.socket, server: ServerS
         return asyncio.run(_Supervisor(arguments, listener, server, folder).run())
 
 
+def end_with_supervisor(tether: int) -> None:
+    """In a worker: end as on SIGTERM when the supervisor is gone, killed for instance. `tether` is
+    the reading end of a pipe that only it holds open."""
+
+    def wait() -> None:
+        os.read(tether, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True, name="tether").start()
+
+
 class _Supervisor:
     def __init__(
         self, arguments: Sequence[str], listener: socket.socket, server: ServerSettings, folder: str
     ) -> None:
+        self._tether, self._line = os.pipe()
         self._command = [
             *(sys.executable, "-m", "stream_aligner_proxy"),
-            *(*arguments, "--listener", str(listener.fileno())),
+            *(*arguments, "--worker", str(listener.fileno()), str(self._tether)),
         ]
         self._listener = listener
         self._server = server
@@ -61,6 +74,8 @@ class _Supervisor:
                 tasks.create_task(self._keep(number)) for number in range(self._server.workers)
             ]
             tasks.create_task(self._kill_late(keepers))
+        os.close(self._line)
+        os.close(self._tether)
         return self._code
 
     async def _keep(self, number: int) -> None:
@@ -71,7 +86,7 @@ class _Supervisor:
             begun = loop.time()
             process = await asyncio.create_subprocess_exec(
                 *self._command,
-                pass_fds=(self._listener.fileno(),),
+                pass_fds=(self._listener.fileno(), self._tether),
                 env=self._environment,
                 # Ctrl+C goes to a whole group: the workers hear of it from here.
                 start_new_session=True,

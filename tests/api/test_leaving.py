@@ -12,9 +12,10 @@ import pytest
 import uvicorn
 
 from stream_aligner_proxy.api.faces.chat import CHAT
+from stream_aligner_proxy.api.patience import Patience
 from stream_aligner_proxy.api.plan import Plan
 from stream_aligner_proxy.api.relay import RelayResponse
-from stream_aligner_proxy.api.response import ReplyResponse
+from stream_aligner_proxy.api.response import ABORT, ReplyResponse
 from stream_aligner_proxy.app import create_app
 from stream_aligner_proxy.core.records import ChatRequest, Mode, Policy, Review, Verdict
 from stream_aligner_proxy.core.watching import Observer
@@ -155,6 +156,45 @@ async def test_a_client_that_does_not_read_slows_the_upstream_down(choices: int)
     await asyncio.wait_for(task, 20)
     assert upstream.read == 6000
     assert client.sent.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_client_that_takes_nothing_any_more_is_let_go_and_its_connection_cut() -> None:
+    upstream = MemoryUpstream(lambda prefix: ["Go on. "] * 6000)
+    request = ChatRequest("m", {}, ())
+    session = Session(request, upstream=upstream, aligner=FunctionAligner(), policy=Policy())
+    plan = Plan(request, Mode.STREAM, True, False, False, None, 0.5, {})
+    patience = Patience(client=0.01)
+    response = ReplyResponse(
+        [session], plan, CHAT, headers=dict, count_error=lambda error: None, patience=patience
+    )
+    client, cut = SlowClient(), asyncio.Event()
+    scope = {"type": "http", ABORT: cut.set}
+    task = asyncio.create_task(response(scope, client.receive, client.send))
+    await asyncio.wait_for(cut.wait(), 5)
+    await asyncio.wait_for(task, 5)
+    assert upstream.opened == upstream.closed == 1
+    assert not client.sent.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_slow_client_that_takes_something_now_and_then_keeps_its_stream() -> None:
+    upstream = MemoryUpstream(lambda prefix: ["Go on. "] * 30)
+    request = ChatRequest("m", {}, ())
+    session = Session(request, upstream=upstream, aligner=FunctionAligner(), policy=Policy())
+    plan = Plan(request, Mode.STREAM, True, False, False, None, 0.5, {})
+    patience = Patience(client=0.05)
+    response = ReplyResponse(
+        [session], plan, CHAT, headers=dict, count_error=lambda error: None, patience=patience
+    )
+    sent = b""
+
+    async def send(message: Any) -> None:
+        nonlocal sent
+        await asyncio.sleep(0.02)  # all together it takes many times the patience
+        sent += message.get("body", b"")
+
+    client = SlowClient()
+    await asyncio.wait_for(response({"type": "http"}, client.receive, send), 20)
+    assert sent.endswith(b"data: [DONE]\n\n")
 
 
 async def test_a_relayed_stream_waits_for_its_client_too() -> None:

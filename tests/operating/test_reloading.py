@@ -1,0 +1,96 @@
+"""A new configuration or checkpoint is taken over while streams are open."""
+
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from tests.operating.processes import (
+    aligned,
+    ask,
+    open_stream,
+    serving,
+    text,
+    upstream,
+    write_config,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_sighup_takes_over_and_open_streams_end_as_they_began(tmp_path: Path) -> None:
+    async with upstream() as (scripted, behind):
+        config = write_config(tmp_path, behind, replace="good")
+        async with serving(config) as proxy, httpx.AsyncClient(base_url=proxy.address) as client:
+            assert text(await ask(client)) == aligned("good")
+            async with open_stream(client) as stream:
+                write_config(tmp_path, behind, replace="better", show_upstream=False)
+                proxy.tell(signal.SIGHUP)
+                await proxy.logged("reloaded the configuration")
+                after = await ask(client)
+                assert text(after) == aligned("better")
+                assert "x-stream-aligner-upstream" not in after.headers
+                status = (await client.get("/status")).json()
+                assert status["configuration"]["reloads"] == 1
+                assert status["open"] == 1
+                scripted.release()
+                assert await stream.rest() == aligned("good")
+            metrics = (await client.get("/metrics")).text
+            # One process, one count, whichever configuration wrote the reply.
+            assert 'replies_total{mode="stream",outcome="finished"} 3.0' in metrics
+            assert 'configuration_reloads_total{outcome="ok"} 1.0' in metrics
+            assert metrics.count("# TYPE stream_aligner_upstream_up gauge") == 1
+
+
+async def test_a_mistake_in_the_new_file_changes_nothing_and_is_told(tmp_path: Path) -> None:
+    async with upstream() as (_, behind):
+        config = write_config(tmp_path, behind)
+        good = config.read_text()
+        async with serving(config) as proxy, httpx.AsyncClient(base_url=proxy.address) as client:
+            config.write_text(good + "\nalignment: {mode: loud}\n")
+            proxy.tell(signal.SIGHUP)
+            line = await proxy.logged("the configuration stays as it was")
+            assert "alignment.mode" in line
+            assert text(await ask(client)) == aligned()
+            status = (await client.get("/status")).json()["configuration"]
+            assert "alignment.mode" in status["error"]
+            assert (
+                'configuration_reloads_total{outcome="failed"} 1.0'
+                in (await client.get("/metrics")).text
+            )
+            # What only shows when the aligner is loaded.
+            config.write_text(good)
+            (tmp_path / "rules.yaml").write_text("- {find: '(', replace: x}\n")
+            proxy.tell(signal.SIGHUP)
+            await proxy.logged("the configuration stays as it was", times=2)
+            assert text(await ask(client)) == aligned()
+            # And then it is mended.
+            write_config(tmp_path, behind, replace="best")
+            proxy.tell(signal.SIGHUP)
+            await proxy.logged("reloaded the configuration")
+            assert text(await ask(client)) == aligned("best")
+            assert (await client.get("/status")).json()["configuration"]["error"] is None
+
+
+async def test_a_changed_checkpoint_is_noticed_by_itself(tmp_path: Path) -> None:
+    async with upstream() as (_, behind):
+        config = write_config(tmp_path, behind, watch_seconds=0.05)
+        async with serving(config) as proxy, httpx.AsyncClient(base_url=proxy.address) as client:
+            assert text(await ask(client)) == aligned("good")
+            new = tmp_path / "new.yaml"
+            new.write_text(yaml.safe_dump([{"find": "bad", "replace": "newer"}]))
+            new.rename(tmp_path / "rules.yaml")
+            await proxy.logged("reloaded the configuration")
+            assert text(await ask(client)) == aligned("newer")
+
+
+async def test_what_takes_a_restart_is_said(tmp_path: Path) -> None:
+    async with upstream() as (_, behind):
+        config = write_config(tmp_path, behind)
+        async with serving(config) as proxy, httpx.AsyncClient(base_url=proxy.address) as client:
+            write_config(tmp_path, behind, response_store_bytes=1)
+            proxy.tell(signal.SIGHUP)
+            await proxy.logged("server.response_store_bytes has changed")
+            assert text(await ask(client)) == aligned()
