@@ -38,9 +38,10 @@ async def test_the_upstream_request_is_gone_within_a_second_and_no_task_is_left(
     rules.write_text("[]")
     upstream = ScriptedUpstream(parse({"rules": [rule]}))
     async with serve(upstream) as upstream_url:
+        main = {"name": "m", "base_url": f"{upstream_url}/v1", "dialect": "vllm", "probe": False}
         settings = build(
             {
-                "upstreams": [{"name": "m", "base_url": f"{upstream_url}/v1", "dialect": "vllm"}],
+                "upstreams": [main],
                 "aligner": {"backend": "rules", "path": str(rules)},
                 "alignment": {"mode": mode},
             },
