@@ -35,6 +35,7 @@ from stream_aligner_proxy.core.records import Mode
 from stream_aligner_proxy.core.watching import Observer
 from stream_aligner_proxy.observers.guard import Guarded
 from stream_aligner_proxy.observers.metrics import UpstreamState
+from stream_aligner_proxy.observing import take_observers
 from stream_aligner_proxy.operating.pool import Use
 from stream_aligner_proxy.operating.reloading import fingerprint
 from stream_aligner_proxy.operating.shared import ProbedUpstream, Shared
@@ -75,6 +76,12 @@ def create_app(
     shared = shared or Shared(settings.server)
     metrics = shared.metrics
     upstreams, loaded = _take_parts(settings, shared, aligner)
+    try:
+        watching = take_observers(settings, shared.observers, shared.audit_counts)
+    except ConfigError:
+        _drop(upstreams, loaded)
+        raise
+    own = [use.part for use in watching]
     members = [use.part.member for use in upstreams]
     table = make_table(settings, members)
     aligners = {use.part.name: use.part.aligner for use in loaded}
@@ -89,7 +96,7 @@ def create_app(
         treatments=make_treatments(settings, aligners),
         aligners=aligners,
         watcher=metrics,
-        observer=Guarded((metrics, *observers), metrics.observer_failed),
+        observer=Guarded((metrics, *own, *observers), metrics.observer_failed),
         count_error=metrics.error,
         render_metrics=metrics.render,
         max_body_bytes=server.max_body_bytes,
@@ -104,6 +111,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            for observer in watching:
+                stack.push_async_callback(observer.release)
             for upstream in upstreams:
                 stack.push_async_callback(upstream.release)
             for one in loaded:
@@ -174,12 +183,16 @@ def _take_parts(
             key = (name, section, fingerprint(checkpoint_paths(section)))
             aligners.append(shared.aligners.take(key, partial(_make_aligner, section, name)))
     except ConfigError:
-        for held in upstreams:
-            held.drop()
-        for one in aligners:
-            one.drop()
+        _drop(upstreams, aligners)
         raise
     return upstreams, aligners
+
+
+def _drop(upstreams: Sequence[Use[ProbedUpstream]], aligners: Sequence[Use[NamedAligner]]) -> None:
+    for upstream in upstreams:
+        upstream.drop()
+    for aligner in aligners:
+        aligner.drop()
 
 
 def _make_upstream(settings: UpstreamSettings) -> ProbedUpstream:

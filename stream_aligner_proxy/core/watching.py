@@ -90,3 +90,10 @@ class Observer:
 
     def opened(self, opening: Opening) -> Watch:
         return Watch()
+
+
+class ClosableObserver(Observer):
+    """One that writes or sends what it has seen."""
+
+    def close(self) -> None:
+        """Get rid of what waits; bounded in time, and may block for some seconds."""

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from stream_aligner_proxy.api.admission import Admission
 from stream_aligner_proxy.api.response_store import ResponseStore
 from stream_aligner_proxy.api.service import Loaded
+from stream_aligner_proxy.observers.audit_counts import audit_counts
 from stream_aligner_proxy.observers.metrics import Metrics
+from stream_aligner_proxy.observing import observer_pool
 from stream_aligner_proxy.operating.pool import Pool
 from stream_aligner_proxy.parts import NamedAligner, start_aligner
 from stream_aligner_proxy.settings import ServerSettings
@@ -44,6 +46,8 @@ class Shared:
         self.server = server
         self.metrics = Metrics()
         self.admission = Admission(self.metrics.shed)
+        self.audit_counts = audit_counts(self.metrics.registry)
+        self.observers = observer_pool()
         self.responses = ResponseStore(server.response_store_bytes)
         self.loaded = Loaded()
         self.upstreams: Pool[ProbedUpstream] = Pool(_start_upstream, _close_upstream)

@@ -18,6 +18,7 @@ from stream_aligner_proxy.configfile import merge_environment, parse_yaml
 from stream_aligner_proxy.core.errors import ConfigError
 from stream_aligner_proxy.settings.base import Name, Section, sendable
 from stream_aligner_proxy.settings.explaining import explain
+from stream_aligner_proxy.settings.observing import AuditSettings, TracingSettings
 from stream_aligner_proxy.settings.routes import (
     FallbackSettings,
     RouteSettings,
@@ -36,12 +37,14 @@ __all__ = [
     "DEFAULT",
     "AlignerSettings",
     "AlignmentSettings",
+    "AuditSettings",
     "FallbackSettings",
     "RouteSettings",
     "ServerSettings",
     "Settings",
     "TargetSettings",
     "Timeouts",
+    "TracingSettings",
     "UpstreamSettings",
     "build",
     "load",
@@ -61,6 +64,8 @@ class Settings(Section):
     routes: tuple[RouteSettings, ...] = ()
     alignment: AlignmentSettings = AlignmentSettings()
     server: ServerSettings = ServerSettings()
+    audit: AuditSettings | None = None
+    tracing: TracingSettings | None = None
 
     @model_validator(mode="after")
     def _unique_names(self) -> "Settings":
@@ -124,8 +129,20 @@ def build(
             "upstreams": upstreams,
             "aligner": _ready(settings.aligner, "aligner", env),
             "aligners": named,
+            "tracing": settings.tracing and _with_headers(settings.tracing, env),
         }
     )
+
+
+def _with_headers(section: TracingSettings, environ: Mapping[str, str]) -> TracingSettings:
+    """Resolve `headers_env`."""
+    if (name := section.headers_env) is None:
+        return section
+    if section.headers is not None:
+        raise ConfigError("tracing: give headers or headers_env, not both")
+    if not (headers := environ.get(name)):
+        raise ConfigError(f"tracing.headers_env: the environment variable {name} is not set")
+    return section.model_copy(update={"headers": SecretStr(headers)})
 
 
 def _must_exist(path: Path, where: str) -> None:
