@@ -10,11 +10,13 @@ from stream_aligner_proxy.core.prompts import PROFILES
 from stream_aligner_proxy.settings import (
     AlignerSettings,
     AlignmentSettings,
+    AuditSettings,
     FallbackSettings,
     RouteSettings,
     ServerSettings,
     TargetSettings,
     Timeouts,
+    TracingSettings,
     UpstreamSettings,
 )
 from stream_aligner_proxy.upstream.dialects import DIALECTS
@@ -33,6 +35,8 @@ def test_every_configuration_key_and_dialect_is_documented():
         FallbackSettings,
         AlignerSettings,
         AlignmentSettings,
+        AuditSettings,
+        TracingSettings,
         ServerSettings,
     ):
         keys |= set(section.model_fields) - {"timeouts"}

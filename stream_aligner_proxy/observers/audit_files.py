@@ -122,7 +122,8 @@ class AuditFiles:
                     self._open()
                 block = [lines[done]]
                 size = len(block[0])
-                while done + len(block) < len(lines) and size < _BLOCK:
+                most = min(_BLOCK, self._sizes.file - self._size)
+                while done + len(block) < len(lines) and size < most:
                     block.append(lines[done + len(block)])
                     size += len(block[-1])
                 self._append(b"".join(block))
@@ -153,7 +154,7 @@ class AuditFiles:
         while True:
             self._number += 1
             stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-            name = f"audit-{stamp}-{os.getpid()}-{self._number}{SUFFIX}"
+            name = f"audit-{stamp}-{os.getpid()}-{self._number:06d}{SUFFIX}"
             try:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
                 self._descriptor = os.open(self._folder / name, flags, 0o600)

@@ -4,6 +4,7 @@ A rule is a regular expression and what is put in its place. The same text alway
 text, so that a sentence that was kept is still the same as its original.
 """
 
+import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -30,8 +31,18 @@ def _phone(found: _Match) -> str:
     return "[phone]" if 8 <= len(digits) <= 15 else found[0]
 
 
-_IPV4 = r"(?<![\d.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\d.]*\d)"
-_IPV6 = r"(?<![\w:])(?:[0-9A-Fa-f]{1,4}:){2,7}(?::|[0-9A-Fa-f]{1,4}|(?::[0-9A-Fa-f]{1,4}){1,6})"
+def _ip(found: _Match) -> str:
+    """A time of day looks like the beginning of one."""
+    # A full stop or a colon at its end is the sentence's, unless the address ends with "::".
+    text = found[0].rstrip(".")
+    for address in (text, text.rstrip(":")):
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            continue
+        return "[ip]" + found[0][len(address) :]
+    return found[0]
+
 
 # What operators can name. Order matters: cards look like phone numbers.
 NAMED: Mapping[str, tuple[str, str | Callable[[_Match], str]]] = MappingProxyType(
@@ -43,8 +54,15 @@ NAMED: Mapping[str, tuple[str, str | Callable[[_Match], str]]] = MappingProxyTyp
             r"|(?<=[Bb]earer )[A-Za-z0-9._~+/-]{16,}=*",
             "[key]",
         ),
-        "emails": (r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]{1,255}\.[A-Za-z]{2,24}", "[email]"),
-        "ips": (f"{_IPV4}|{_IPV6}", "[ip]"),
+        "emails": (
+            r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9.-]{1,255}\.[A-Za-z]{2,24}",
+            "[email]",
+        ),
+        "ips": (
+            r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f.]{0,15}){2,8})"
+            r"(?![\w:])",
+            _ip,
+        ),
         "cards": (r"(?<![\d.])\d(?:[ -]?\d){12,18}(?!\d)", _card),
         "phones": (r"(?<![\w.])(?:\+|00)?\(?\d(?:[ ()/.-]{0,2}\d){7,14}(?![\w])", _phone),
     }

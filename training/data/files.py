@@ -37,6 +37,10 @@ class Trouble:
     reason: str
 
 
+class Torn(Trouble):
+    """The last line of a file, which was not written to its end."""
+
+
 Found = tuple[str, Mapping[str, Any] | Trouble]
 
 
@@ -120,7 +124,8 @@ def _lines(path: Path, stream: IO[str]) -> Iterator[Found]:
         try:
             yield f"{path}:{number}", _object(json.loads(line))
         except (ValueError, RecursionError) as error:
-            yield f"{path}:{number}", Trouble(f"not JSON: {_why(error)}")
+            kind = Trouble if line.endswith("\n") else Torn
+            yield f"{path}:{number}", kind(f"not JSON: {_why(error)}")
 
 
 def _why(error: Exception) -> str:

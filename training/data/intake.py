@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from training.data import files, hub
 from training.data.config import BuildConfig, SourceConfig
-from training.data.files import DataError, Trouble, expand
+from training.data.files import DataError, Torn, Trouble, expand
 from training.data.filters import Filter
 from training.data.make import Maker
 from training.data.rows import (
@@ -107,6 +107,8 @@ class Intake:
             made: list[Example] = []
             if isinstance(record, Trouble):
                 reason = record.reason
+                if source.grows and isinstance(record, Torn):
+                    counted = read.set_aside
             else:
                 try:
                     made = [sound(example) for example in source.read(record, make)]

@@ -66,5 +66,5 @@ def read(record: Record, make: Maker) -> Iterator[Example]:
 
 
 SOURCES = (
-    Source("audit-log", "the proxy's own verdicts", "v, conversation, units", read),
+    Source("audit-log", "the proxy's own verdicts", "v, conversation, units", read, grows=True),
 )  # fmt: skip

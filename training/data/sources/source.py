@@ -22,7 +22,8 @@ class Source:
     `columns` and `about` are for people. `hub`: its name on the hub, with the `split` to read.
     `files`: which files of a folder are its records. `evaluation`: never trained on.
     `similarity`: see `Maker`. `generate`: makes records up, without end, from a seed; `number` of
-    them are read where no limit is set.
+    them are read where no limit is set. `grows`: its files may be written to now, or their writer
+    was killed, so that a last line that is not whole is no mistake.
     """
 
     name: str
@@ -36,3 +37,4 @@ class Source:
     similarity: float = 0.5
     generate: Callable[[int], Iterator[Found]] | None = None
     number: int = 0
+    grows: bool = False
