@@ -97,6 +97,7 @@ bench: $(STAMP) ## every benchmark: tables on the screen, JSON in bench/results
 	$(BIN)/python -m bench.gateway
 	$(BIN)/python -m bench.load
 	$(BIN)/python -m bench.packing
+	$(BIN)/python -m bench.injection
 	$(BIN)/python -m bench.readme
 	@if [ -e $(STAMP_VLLM) ]; then $(VENV_VLLM)/bin/python -m bench.vllm_drafts; \
 	else echo "bench.vllm_drafts: skipped; make vllm makes what it needs"; fi

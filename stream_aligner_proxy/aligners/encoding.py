@@ -3,7 +3,9 @@
 Control segments go through the tokenizer as it is. Data goes through a copy of it that knows no
 added tokens at all, special or not, so that text which looks like one is spelled out in ordinary
 tokens; what a vocabulary still maps to one (word-level and unigram models may) is broken into
-characters. Each segment is encoded on its own: nothing can grow together across a border.
+characters. Where a vocabulary has tokens for single bytes and finds them by their names in text
+(`<0x0A>`; unigram models do), such names are cut, or text could spell a delimiter in bytes. Each
+segment is encoded on its own: nothing can grow together across a border.
 
 Added tokens that are white space alone stay: no format marks anything with them, and the model was
 trained on them.
@@ -24,6 +26,9 @@ CACHED_SEGMENTS = 256
 # What is longer changes with each review, or would take too much memory.
 CACHED_CHARS = 8192
 
+# The name of a byte's token, cut after its first sign.
+_BYTE_NAME = re.compile(r"(?<=<)(?=0x[0-9A-Fa-f]{2}>)")
+
 # Where a word is over: what comes later changes nothing before it. A mark that was broken inside
 # data, or a character whose bytes have not all come, is part of the last word.
 _WORD_END = re.compile(r"\s|(?<=[\u3001-\u30ff\u3400-\u9fff\uac00-\ud7af\uff01-\uff65])")
@@ -40,6 +45,7 @@ class Encoder:
         self.profile = profile
         self._tokenizer = tokenizer
         self._plain = _without_added_tokens(tokenizer)
+        self._names_bytes = len(self._spelled_out("<0x41>")) == 1
         control = {token: self._control_id(token) for token in profile.control_tokens}
         self.keep: int | None = control.get(KEEP)
         # A format without a keep token has no control token in its answers: there the mark that
@@ -163,6 +169,12 @@ class Encoder:
     def _data(self, text: str) -> list[int]:
         if not text:
             return []
+        if self._names_bytes and "<0x" in text:
+            parts = map(self._spelled_out, _BYTE_NAME.split(text))
+            return [token for part in parts for token in part]
+        return self._spelled_out(text)
+
+    def _spelled_out(self, text: str) -> list[int]:
         if self._plain is not None:
             ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
             return ids

@@ -159,8 +159,9 @@ def restore(text: str) -> str:
 
 # The turn marks of the `aligner` format are plain text as well.
 _TURNS = "BEGINNING OF CONVERSATION|USER|ASSISTANT"
-_TURN = re.compile(rf"\b({_TURNS})({_JOINER}*):")
-_DEFUSED_TURN = re.compile(rf"\b({_TURNS}){_JOINER}({_JOINER}*):")
+# Inside a longer word too: a tokenizer may well cut there.
+_TURN = re.compile(rf"({_TURNS})({_JOINER}*):")
+_DEFUSED_TURN = re.compile(rf"({_TURNS}){_JOINER}({_JOINER}*):")
 
 
 def _same(text: str) -> str:
