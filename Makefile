@@ -18,8 +18,10 @@ STAMP_LLAMACPP := $(LLAMACPP)/.installed
 NODE       := tests/e2e/node
 STAMP_NODE := $(NODE)/node_modules/.installed
 PORT   ?= 8000
+# How many tests, and how many builds and installs, run side by side.
+JOBS   ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: help install demo test check unit vllm llamacpp node training-tests train bench demo-models format clean
+.PHONY: help install demo test parts check unit vllm llamacpp node training-tests train bench demo-models format clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -36,7 +38,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## start the proxy with its embedded tiny upstream and tiny aligner
 	$(BIN)/stream-aligner demo --port $(PORT)
 
-test: check llamacpp node unit vllm training-tests ## everything CI runs
+# One stage after another, each with its time; what only waits for a network or a compiler goes
+# side by side.
+test: $(STAMP)  ## everything CI runs
+	@for stage in check "-j$(JOBS) parts" unit vllm training-tests; do \
+	    echo "== $$stage ($$(date -u +%T))"; \
+	    $(MAKE) --no-print-directory $$stage || exit 1; \
+	done; echo "== done ($$(date -u +%T))"
+
+parts: llamacpp node $(STAMP_VLLM) $(STAMP_TRAIN) ## what tests need beside .venv: servers, other environments
 
 check: $(STAMP) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -45,7 +55,7 @@ check: $(STAMP) ## format, lint, types, import contracts
 	$(BIN)/lint-imports
 
 unit: $(STAMP)  ## the tests alone
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # Status 3 of the script: this machine cannot have vLLM, and it has said why.
 $(STAMP_VLLM): tests/vllm/install.py constraints-vllm.txt pyproject.toml
@@ -57,7 +67,9 @@ vllm: $(STAMP_VLLM) ## the tests against real vLLM on the CPU, in .venv-vllm
 	else echo "tests/vllm: skipped, there is no vLLM here"; fi
 
 # Status 3 of the script: this machine cannot have it, and it has said why.
-$(STAMP_TRAIN): tests/training/install.py constraints-training.txt pyproject.toml
+# Not while the other environment is made: both build this package's metadata in the source tree.
+$(STAMP_TRAIN): tests/training/install.py constraints-training.txt pyproject.toml \
+    | $(if $(filter parts,$(MAKECMDGOALS)),$(STAMP_VLLM))
 	$(PYTHON) tests/training/install.py $(VENV_TRAIN) && touch $@ || \
 	    { status=$$?; rm -f $@; [ $$status = 3 ] && [ -z "$(TRAINING_REQUIRED)" ]; }
 
