@@ -11,9 +11,11 @@ from fastapi import FastAPI
 
 from stream_aligner_proxy import __version__
 from stream_aligner_proxy.api import errors
+from stream_aligner_proxy.api.access_log import AccessLog
 from stream_aligner_proxy.api.admission import Limits
 from stream_aligner_proxy.api.aligning import AlignBody
 from stream_aligner_proxy.api.completing import CompletionBody
+from stream_aligner_proxy.api.debug import debug_route
 from stream_aligner_proxy.api.directory import Directory
 from stream_aligner_proxy.api.documenting import schemas
 from stream_aligner_proxy.api.faces.messages_schemas import MessagesBody
@@ -30,7 +32,7 @@ from stream_aligner_proxy.api.routes import routes
 from stream_aligner_proxy.api.schemas import ChatBody
 from stream_aligner_proxy.api.service import Service, Treatment
 from stream_aligner_proxy.core.errors import ConfigError
-from stream_aligner_proxy.core.ports import Aligner
+from stream_aligner_proxy.core.ports import Aligner, Queueing
 from stream_aligner_proxy.core.records import Mode
 from stream_aligner_proxy.core.watching import Observer
 from stream_aligner_proxy.observers.guard import Guarded
@@ -96,7 +98,7 @@ def create_app(
         treatments=make_treatments(settings, aligners),
         aligners=aligners,
         watcher=metrics,
-        observer=Guarded((metrics, *own, *observers), metrics.observer_failed),
+        observer=Guarded((metrics, shared.replies, *own, *observers), metrics.observer_failed),
         count_error=metrics.error,
         render_metrics=metrics.render,
         max_body_bytes=server.max_body_bytes,
@@ -119,13 +121,20 @@ def create_app(
                 stack.push_async_callback(one.release)
             for one in loaded:
                 await one.start()
+                if isinstance(one.part.aligner, Queueing):
+                    one.part.aligner.queue.waited = metrics.waited(one.part.name)
             check_treatments(settings, service.treatments)
             # Known models are routed without asking; an upstream that is down is asked again.
             await service.directory.refresh()
             for upstream in upstreams:
                 await upstream.start()
             await _probed([use.part for use in upstreams], server.warm_up_seconds)
-            metrics.watch(lambda: map(_state, members))
+            metrics.watch(
+                lambda: map(_state, members),
+                ready=lambda: service.ready and not service.admission.leaving,
+                queues=partial(_count_queues, aligners),
+            )
+            await stack.enter_async_context(shared.lag.sampled(metrics.lagged, metrics.refresh))
             service.ready = True
             _log.info(
                 "ready: %d upstreams, %d routes, aligners: %s",
@@ -155,12 +164,15 @@ def create_app(
         shape_of=shape_of,
         count_error=metrics.error,
     )
+    app.add_middleware(AccessLog)
     app.add_middleware(RequestId)
     app.include_router(routes(service))
     app.include_router(messages_routes(service))
     app.include_router(responses_routes(service, shared.responses))
     if server.page:
         app.include_router(page_route(service))
+    if server.debug:
+        app.include_router(debug_route(service, shared.replies, shared.lag, settings.model_dump))
     errors.install(app, service, shape_of)
     _document_body(app)
     return app
@@ -218,10 +230,16 @@ async def _probed(upstreams: Sequence[ProbedUpstream], seconds: float) -> None:
 
 def make_treatments(settings: Settings, aligners: Mapping[str, Aligner]) -> list[Treatment]:
     """One for each route, or a single one where there is none."""
-    routes = [(route.alignment, route.aligner) for route in settings.routes] or [(None, None)]
+    if not settings.routes:
+        return [_treatment(settings.alignment, DEFAULT, aligners[DEFAULT])]
     return [
-        _treatment(own or settings.alignment, name or DEFAULT, aligners[name or DEFAULT])
-        for own, name in routes
+        _treatment(
+            route.alignment or settings.alignment,
+            route.aligner or DEFAULT,
+            aligners[route.aligner or DEFAULT],
+            route.model,
+        )
+        for route in settings.routes
     ]
 
 
@@ -232,7 +250,9 @@ def check_treatments(settings: Settings, treatments: Sequence[Treatment]) -> Non
         _check(treatment, f"routes[{number}].alignment" if own else "alignment")
 
 
-def _treatment(alignment: AlignmentSettings, name: str, aligner: Aligner) -> Treatment:
+def _treatment(
+    alignment: AlignmentSettings, name: str, aligner: Aligner, route: str = DEFAULT
+) -> Treatment:
     rules = Rules(
         alignment.mode,
         alignment.allow_override,
@@ -241,7 +261,16 @@ def _treatment(alignment: AlignmentSettings, name: str, aligner: Aligner) -> Tre
         alignment.strength,
         alignment.logprobs == "unchanged",
     )
-    return Treatment(name, aligner, rules, alignment.policy)
+    return Treatment(name, aligner, rules, alignment.policy, route)
+
+
+def _count_queues(aligners: Mapping[str, Aligner]) -> list[tuple[str, int]]:
+    """How many reviews wait for each aligner that has a queue."""
+    return [
+        (name, aligner.queue.waiting)
+        for name, aligner in aligners.items()
+        if isinstance(aligner, Queueing)
+    ]
 
 
 def _state(member: Member) -> UpstreamState:

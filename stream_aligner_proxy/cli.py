@@ -6,7 +6,6 @@ What the operator got wrong is one line on stderr and exit code 2; nothing liste
 import argparse
 import asyncio
 import json
-import logging
 import signal
 import socket
 import sys
@@ -17,6 +16,7 @@ from typing import NoReturn
 
 from stream_aligner_proxy import __version__
 from stream_aligner_proxy.core.errors import ConfigError
+from stream_aligner_proxy.observers.log_format import configure
 
 _EXAMPLES = """\
 examples:
@@ -125,7 +125,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     configured = Configured(options.config, options.aligner)
     server = configured.settings.server
-    _log_to_stderr(server.log_level)
+    configure(server.log_level, style=server.log_format, content=server.log_content)
     if options.worker is not None:
         with socket.socket(fileno=options.worker[0]) as listener:
             _exit_on_sigterm()
@@ -144,7 +144,7 @@ def _check(options: argparse.Namespace) -> int:
     from stream_aligner_proxy.check import check  # noqa: PLC0415
     from stream_aligner_proxy.settings import load  # noqa: PLC0415
 
-    _log_to_stderr("error")
+    configure("error")
     report = asyncio.run(check(load(options.config), load_aligners=not options.no_aligner))
     print(json.dumps(report.as_json(), indent=2) if options.json else report.table())
     return 0 if report.serves else 1
@@ -156,7 +156,7 @@ def _demo(options: argparse.Namespace) -> int:
     from stream_aligner_proxy.operating.shared import Shared  # noqa: PLC0415
     from stream_aligner_proxy.serving import address, run  # noqa: PLC0415
 
-    _log_to_stderr("warning")
+    configure("warning")
     with _listen(options.host or "127.0.0.1", _given(options.port, 8000)) as listener:
         _exit_on_sigterm()
         with DemoUpstream() as upstream:
@@ -219,15 +219,6 @@ def _exit_on_sigterm() -> None:
         raise SystemExit(0)
 
     signal.signal(signal.SIGTERM, leave)
-
-
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    # Their lines below this level hold full addresses of upstreams and aligners.
-    for client in ("aiohttp", "httpx2", "httpcore2"):
-        logging.getLogger(client).setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

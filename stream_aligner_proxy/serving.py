@@ -10,6 +10,7 @@ SIGHUP reloads.
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -102,7 +103,7 @@ def run(
     """
 
     def announce() -> None:
-        _log.info("listening on %s", address(listener))
+        _log.info("listening on %s in process %d", address(listener), os.getpid())
         if started is not None:
             started()
 

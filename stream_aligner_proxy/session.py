@@ -347,13 +347,14 @@ class Session:
         unit = action.unit
         if unit is not None:
             now = self._clock()
-            self._added.delivered(unit.branch, unit.start + len(unit.original), now)
+            since = self._added.delivered(unit.branch, unit.start + len(unit.original), now)
             if unit.review is not None:
                 self._reviews.pop(unit.review, None)
                 begun, judged = self._review_times.pop(unit.review)
                 review_seconds = None if judged is None else judged - begun
                 waited = now - begun
             self._watch.committed(unit, review_seconds)
+            self._watch.delivered(unit, since)
         logprobs = self._logprobs(action.text, unit)
         self._outbox.append(
             Delivery(action.text, action.part, unit, review_seconds, waited, logprobs)

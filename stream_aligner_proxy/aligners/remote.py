@@ -15,6 +15,7 @@ from pathlib import Path
 from stream_aligner_proxy.aligners.encoding import Encoder
 from stream_aligner_proxy.aligners.framing import Framed, frame, sample
 from stream_aligner_proxy.aligners.options import MaxNew, Sampling, check
+from stream_aligner_proxy.aligners.queueing import Queue
 from stream_aligner_proxy.aligners.remote_asking import Asking
 from stream_aligner_proxy.aligners.remote_pool import MARGIN, Pool
 from stream_aligner_proxy.aligners.remote_prefill import Prefiller
@@ -85,7 +86,7 @@ class RemoteAligner:
         self._profile = profile
         self._set_window = window
         self._timeout = timeout
-        self._places = asyncio.Semaphore(queue)
+        self.queue = Queue(queue)
         self._max_new = MaxNew(max_new_factor, max_new_extra)
         self._sampling = Sampling(temperature, top_k, top_p, seed)
         self._prefiller = Prefiller(self._read_ahead) if prefill else None
@@ -150,7 +151,7 @@ class RemoteAligner:
             raise ReviewError(f"the aligner's profile cannot review a {review.scope}")
         try:
             async with asyncio.timeout(self._timeout) as deadline:
-                async with self._places:
+                async with self.queue.place():
                     framed = await self._frame(review)
                     asking = Asking(self._encoder, review, framed, self._sampling, progress)
                     if self._prefiller is not None:

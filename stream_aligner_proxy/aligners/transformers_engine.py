@@ -14,6 +14,7 @@ from stream_aligner_proxy.aligners import checkpoint as checkpoints
 from stream_aligner_proxy.aligners.decoding import Method
 from stream_aligner_proxy.aligners.local_engine import Load, LocalEngine, Options
 from stream_aligner_proxy.aligners.options import MaxNew, Sampling, check
+from stream_aligner_proxy.aligners.queueing import Place, Queue
 from stream_aligner_proxy.aligners.worker import Job, Worker
 from stream_aligner_proxy.core.errors import ConfigError, ReviewError
 from stream_aligner_proxy.core.ports import Progress
@@ -84,7 +85,7 @@ class TransformersAligner:
             ),
         )
         self._worker = Worker(self._engine, f"aligner-{self.name}")
-        self._places = asyncio.Semaphore(queue)
+        self.queue = Queue(queue, at_once=False)
         self._timeout = timeout
         self._prefill = prefill and prefix_cache_tokens > 0
         self._started = self._loaded = False
@@ -142,13 +143,13 @@ class TransformersAligner:
             raise ReviewError(f"the aligner's profile cannot review a {review.scope}")
         try:
             async with asyncio.timeout(self._timeout):
-                async with self._places:
-                    return await self._run(review, progress)
+                async with self.queue.place() as place:
+                    return await self._run(review, progress, place)
         except TimeoutError:
             raise ReviewError(f"the aligner took longer than {self._timeout} s") from None
 
-    async def _run(self, review: Review, progress: Progress | None) -> Verdict:
-        job = Job(review, asyncio.get_running_loop(), progress)
+    async def _run(self, review: Review, progress: Progress | None, place: Place) -> Verdict:
+        job = Job(review, asyncio.get_running_loop(), progress, place)
         self._worker.submit(job)
         try:
             return await job.future

@@ -18,6 +18,7 @@ from stream_aligner_proxy.aligners.dial import decide
 from stream_aligner_proxy.aligners.encoding import Encoder
 from stream_aligner_proxy.aligners.framing import Framed, foreseen, frame, judge, sample, shared
 from stream_aligner_proxy.aligners.options import MaxNew, Sampling, check, seed_for
+from stream_aligner_proxy.aligners.queueing import Queue
 from stream_aligner_proxy.aligners.telling import Telling
 from stream_aligner_proxy.aligners.vllm_launch import Launch
 from stream_aligner_proxy.aligners.vllm_plan import Draft, Plan, load, marks_of, rank_of
@@ -98,7 +99,7 @@ class VllmAligner:
         self._draft, self._draft_tokens = draft, draft_tokens
         self._memory = (gpu_memory, kv_cache_gib)
         self._sampling = Sampling(temperature, top_k, top_p, seed)
-        self._places = asyncio.Semaphore(queue)
+        self.queue = Queue(queue)
         self._timeout = timeout
         self._numbers = count()
         self._running: set[str] = set()
@@ -142,7 +143,7 @@ class VllmAligner:
             raise ReviewError(f"the aligner's profile cannot review a {review.scope}")
         try:
             async with asyncio.timeout(self._timeout):
-                async with self._places:
+                async with self.queue.place():
                     return await self._review(review, progress)
         except TimeoutError:
             raise ReviewError(f"the aligner took longer than {self._timeout} s") from None

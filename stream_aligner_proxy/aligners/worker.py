@@ -15,12 +15,14 @@ A failure ends the jobs it belongs to with `ReviewError` and never the thread.
 import asyncio
 import logging
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
 from stream_aligner_proxy.aligners.decoding import Batch
+from stream_aligner_proxy.aligners.queueing import Place
 from stream_aligner_proxy.aligners.row import Row
 from stream_aligner_proxy.aligners.telling import Telling
 from stream_aligner_proxy.core.errors import ReviewError
@@ -36,15 +38,18 @@ MAX_EXPECTED = 64
 
 
 class Job:
-    """One review on its way through the thread. `withdrawn` may be set from any thread."""
+    """One review on its way through the thread. `withdrawn` may be set from any thread. `place`:
+    where it is noted that the thread has taken it in."""
 
     def __init__(
         self,
         review: Review,
         loop: asyncio.AbstractEventLoop,
         progress: Progress | None = None,
+        place: Place | None = None,
     ) -> None:
         self.review = review
+        self.place = place
         self.future: asyncio.Future[Verdict] = loop.create_future()
         self.withdrawn = False
         self.telling = Telling(
@@ -187,6 +192,10 @@ class Worker:
                 return False
             room = self._engine.max_rows - len(self._batch.lanes)
             jobs = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+        now = time.monotonic()
+        for job in jobs:
+            if job.place is not None:
+                job.place.taken_up = now
         rows = [row for job in jobs if (row := self._prepare(job))]
         if rows:
             try:

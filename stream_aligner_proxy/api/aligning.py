@@ -173,7 +173,9 @@ class Alignment:
             aligner=treatment.aligner,
             policy=policy,
             observer=self._service.observer,
-            opening=Opening(mode, asked, "align", treatment.aligner_name, self._key),
+            opening=Opening(
+                mode, asked, "align", treatment.aligner_name, self._key, route=treatment.route
+            ),
         )
         reviewed = _Reviewed()
         finished = await session.run(reviewed)

@@ -30,8 +30,8 @@ class Plan:
 
     `passthrough` names the field for whose sake an aligned mode became `off`. `strength`: see
     `Review`. `relay_body` is what the upstream gets in mode `off`: all but the extension field.
-    `choices`: so many replies are asked for, each in a request of its own. `path` and `key`: which
-    API was asked, and by whose key. `logprobs`: those of
+    `choices`: so many replies are asked for, each in a request of its own. `path`, `key` and
+    `route`: which API was asked, by whose key, and what route takes the model. `logprobs`: those of
     unchanged text are told. `obfuscation`: events are filled up, to hide how long they are.
     """
 
@@ -46,12 +46,13 @@ class Plan:
     choices: int = 1
     path: str = "chat/completions"
     key: str | None = None
+    route: str = "default"
     logprobs: bool = False
     obfuscation: bool = False
 
     def opening(self, request: ChatRequest, aligner: str = "") -> Opening:
         """What observers are told of one of the choices."""
-        return Opening(self.mode, request, self.path, aligner, self.key, self.stream)
+        return Opening(self.mode, request, self.path, aligner, self.key, self.stream, self.route)
 
     @property
     def tells_sentences(self) -> bool:

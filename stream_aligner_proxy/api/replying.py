@@ -71,7 +71,8 @@ def planned(
         headers=forwarded(request),
         request_id=request_id_of(request.scope),
     )
-    return treatment, replace(plan, path=path_of(request), key=key_of(request))
+    own = replace(plan, path=path_of(request), key=key_of(request), route=treatment.route)
+    return treatment, own
 
 
 def relay(

@@ -9,6 +9,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 HEADER = "x-request-id"
 _SANE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _KEY = "stream_aligner.request_id"
+# Where in the ASGI scope the status of the answer is noted.
+STATUS = "stream_aligner.status"
 # What else an API calls it, by the beginning of its paths.
 _ALSO = {"/v1/messages": "request-id"}
 
@@ -39,6 +41,7 @@ class RequestId:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
+                scope[STATUS] = message["status"]
                 MutableHeaders(scope=message).update(id_headers(scope))
             await send(message)
 

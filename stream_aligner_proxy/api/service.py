@@ -19,12 +19,14 @@ from stream_aligner_proxy.upstream.routing.table import Table
 
 @dataclass(frozen=True, slots=True)
 class Treatment:
-    """How the replies of a route are aligned. `aligner_name` is the configured one."""
+    """How the replies of a route are aligned. `aligner_name` is the configured one, `route` the
+    pattern of the model, `default` where there are no routes."""
 
     aligner_name: str
     aligner: Aligner
     rules: Rules
     policy: Callable[[Mode, float], Policy]
+    route: str = "default"
 
     def modes(self) -> list[Mode]:
         """The modes that a request may choose and the aligner can work in."""

@@ -72,16 +72,18 @@ class AddedTime:
         """The branch was not read for so long because too much text waited."""
         self._lost += seconds
 
-    def delivered(self, branch: int, end: int, now: float) -> None:
-        """A sentence that arrived on a branch was committed."""
+    def delivered(self, branch: int, end: int, now: float) -> float:
+        """A sentence that arrived on a branch was committed; the time since its last character had
+        come."""
         self._delivered = now
         marks = self._arrived.get(branch)
         if not marks:
-            return
+            return 0.0
         # The last stays, to count the characters on from.
         while marks[0].end < end and len(marks) > 1:
             marks.popleft()
         self._last = marks[0]
+        return max(0.0, now - self._last.time)
 
     def _wrote(self, now: float) -> None:
         if self._opened is not None:

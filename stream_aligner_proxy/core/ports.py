@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from stream_aligner_proxy.core.records import (
     ChatRequest,
@@ -62,6 +62,23 @@ class Aligner(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class ReviewQueue(Protocol):
+    """Reviews that an aligner has not taken up yet."""
+
+    waited: Callable[[float], None]
+    """Told of each that was taken up how long that took, in seconds; to be set by who counts."""
+
+    @property
+    def waiting(self) -> int: ...
+
+
+@runtime_checkable
+class Queueing(Protocol):
+    """An aligner at which reviews may have to wait."""
+
+    queue: ReviewQueue
 
 
 class Upstream(Protocol):

@@ -31,7 +31,8 @@ class Opening:
     """A reply, or one choice of it, as it begins.
 
     `aligner`: its configured name, "" where none works. `path`: of the API that the client asked,
-    as in `chat/completions`. `key`: the name of the client's key, None without one.
+    as in `chat/completions`. `key`: the name of the client's key, None without one. `route`: the
+    configured pattern that the model fits, `default` where there are no routes.
     """
 
     mode: Mode
@@ -40,6 +41,7 @@ class Opening:
     aligner: str = ""
     key: str | None = None
     streamed: bool = False
+    route: str = "default"
 
 
 class Watch:
@@ -75,6 +77,9 @@ class Watch:
         """The upstream was not read for so long."""
 
     def committed(self, unit: Committed, review_seconds: float | None) -> None: ...
+
+    def delivered(self, unit: Committed, seconds: float) -> None:
+        """Told right after `committed`: so long ago the last of its original text arrived."""
 
     def first_text(self, seconds: float) -> None:
         """Since the reply began."""

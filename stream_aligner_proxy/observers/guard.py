@@ -78,6 +78,9 @@ class _Watches(Watch):
     def committed(self, unit: Committed, review_seconds: float | None) -> None:
         self._tell(lambda watch: watch.committed(unit, review_seconds))
 
+    def delivered(self, unit: Committed, seconds: float) -> None:
+        self._tell(lambda watch: watch.delivered(unit, seconds))
+
     def first_text(self, seconds: float) -> None:
         self._tell(lambda watch: watch.first_text(seconds))
 

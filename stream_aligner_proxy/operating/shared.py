@@ -6,7 +6,9 @@ from stream_aligner_proxy.api.admission import Admission
 from stream_aligner_proxy.api.response_store import ResponseStore
 from stream_aligner_proxy.api.service import Loaded
 from stream_aligner_proxy.observers.audit_counts import audit_counts
+from stream_aligner_proxy.observers.lag import Lag
 from stream_aligner_proxy.observers.metrics import Metrics
+from stream_aligner_proxy.observers.replies import Replies
 from stream_aligner_proxy.observing import observer_pool
 from stream_aligner_proxy.operating.pool import Pool
 from stream_aligner_proxy.parts import NamedAligner, start_aligner
@@ -45,6 +47,8 @@ class Shared:
         server = server or ServerSettings()
         self.server = server
         self.metrics = Metrics()
+        self.replies = Replies(content=server.log_content)
+        self.lag = Lag()
         self.admission = Admission(self.metrics.shed)
         self.audit_counts = audit_counts(self.metrics.registry)
         self.observers = observer_pool()

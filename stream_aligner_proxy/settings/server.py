@@ -20,6 +20,8 @@ class ServerSettings(Section):
     to be probed. On SIGTERM: `drain_seconds` in which readiness is off and requests are still
     taken, then at most `shutdown_seconds` for open replies to end. `watch_seconds`: how often to
     look whether the configuration or a checkpoint has changed; 0 for only when told (SIGHUP).
+    `log_format`: `auto` is text on a terminal, else JSON. `log_content`: log what is asked and
+    answered. `debug`: serve `/debug`.
     """
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
@@ -37,10 +39,13 @@ class ServerSettings(Section):
     shutdown_seconds: Annotated[int, Field(ge=0)] = 30
     watch_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "text", "json"] = "auto"
+    log_content: bool = False
+    debug: bool = False
     page: bool = True
     show_upstream: bool = True
     response_store_bytes: Annotated[int, Field(ge=0)] = 64 * _MIB
 
 
 # What is settled when the process starts: a reload leaves it as it is.
-FIXED = ("host", "port", "workers", "response_store_bytes")
+FIXED = ("host", "port", "workers", "response_store_bytes", "log_format", "log_content")

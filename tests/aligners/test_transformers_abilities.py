@@ -108,7 +108,7 @@ async def test_a_review_can_be_cancelled_at_every_pass(passes: int) -> None:
         assert same(await ask(aligner, KEPT), VERDICTS[KEPT])
         assert not aligner._worker._running
         assert not aligner._worker._batch.lanes
-        assert aligner._places._value == 64
+        assert aligner.queue.free == 64
 
 
 # --- the dial -----------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ async def test_metrics_count_replies_sentences_and_errors() -> None:
 async def test_two_apps_have_their_own_metrics() -> None:
     async with proxy() as one, proxy() as two:
         await one.post()
-        assert "finished" not in (await two.client.get("/metrics")).text
+        assert 'outcome="finished"' not in (await two.client.get("/metrics")).text
 
 
 async def test_an_observer_that_raises_is_counted_and_changes_nothing() -> None:

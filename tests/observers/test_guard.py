@@ -56,9 +56,10 @@ CALLS = [
     ("review_dropped", (0,)),
     ("held", (0.1, "client")),
     ("committed", (UNIT, 0.1)),
+    ("delivered", (UNIT, 0.3)),
     ("first_text", (0.2,)),
     ("branch_closed", (0, None)),
-    ("closed", ("finished", 1.0, Cost(discarded_tokens=3), FINISHED)),
+    ("closed", ("finished", 1.0, Cost(branches=1, discarded_tokens=3), FINISHED)),
 ]
 for name, _ in CALLS:
     setattr(Recorder, name, _recorded(name))
@@ -135,7 +136,7 @@ def test_metrics_tell_what_happened() -> None:
     tell_everything(Guarded([metrics], lambda: pytest.fail("nothing failed")))
     text = exposition(metrics)
     assert 'stream_aligner_open_replies{mode="stream"} 0.0' in text
-    assert "stream_aligner_branches_total 1.0" in text
+    assert 'stream_aligner_branches_total{reason="first"} 1.0' in text
     assert "stream_aligner_discarded_tokens_total 3.0" in text
     assert 'stream_aligner_sentences_total{verdict="unreviewed"} 1.0' in text
     assert "stream_aligner_unreviewed_characters_total 4.0" in text
