@@ -136,6 +136,7 @@ def create_app(
             )
             await stack.enter_async_context(shared.lag.sampled(metrics.lagged, metrics.refresh))
             service.ready = True
+            metrics.refresh()  # other workers show it from now on
             _log.info(
                 "ready: %d upstreams, %d routes, aligners: %s",
                 len(members),

@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Tells when it is ready, leaves signals to the test runner, and stops at once when it is told:
     uvicorn itself looks every tenth of a second, which a thousand tests wait for."""
 
@@ -68,7 +68,7 @@ def _listen() -> tuple[socket.socket, str]:
 async def serve(app: Any) -> AsyncIterator[str]:
     """Serve `app` in the running loop; gives its address, without a trailing slash."""
     listener, address = _listen()
-    server = _Server(app)
+    server = Server(app)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield address
@@ -82,7 +82,7 @@ async def serve(app: Any) -> AsyncIterator[str]:
 def serve_in_thread(app: Any) -> Iterator[str]:
     """Serve `app` in a thread with its own loop, for blocking clients; gives its address."""
     listener, address = _listen()
-    server = _Server(app)
+    server = Server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
