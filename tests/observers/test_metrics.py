@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ def shown(text: str) -> dict[str, tuple[str, set[str]]]:
     return found
 
 
+@cache
 def listed() -> dict[str, tuple[str, set[str]]]:
     text = (DOCS / "metrics.md").read_text()
     return {
