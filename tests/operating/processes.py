@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -99,7 +100,8 @@ async def serving(
     running = Serving(process)
     try:
         line = await running.logged(ready, times)
-        running.address = line.split()[-1]
+        found = re.search(r"http://[^\s\"]+", line)
+        running.address = found[0] if found else ""
         yield running
     finally:
         await running.close()
