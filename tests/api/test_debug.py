@@ -97,7 +97,7 @@ def _with_secrets(behind: str, **server: Any) -> dict[str, Any]:
     made["upstreams"][0] |= {
         "api_key": "sk-hidden-1",
         "headers": {"x-org": "hidden-2"},
-        "query": {"key": "hidden-3"},
+        "query": {"code": "hidden-3"},
     }
     made["aligner"] |= {"api_key": "hidden-4", "urls": ["http://10.1.2.3:8000/v1"]}
     return made
@@ -112,7 +112,7 @@ async def test_no_secret_of_the_configuration_is_in_it() -> None:
     assert (upstream["api_key"], upstream["headers"], upstream["query"]) == (
         "***",
         {"x-org": "***"},
-        {"key": "***"},
+        {"code": "***"},
     )
     assert told["aligner"]["api_key"] == "***"
     assert told["aligner"]["urls"] == ["http://10.1.2.3:8000/v1"]
