@@ -30,6 +30,7 @@ class Children:
     @cached_property
     def open_reviews(self) -> Gauge:
         """Only where there is an aligner at all."""
+        self.failed_reviews.inc(0)  # there before the first failure, so that this is an increase
         return self._of.open_reviews.labels(self._aligner)
 
     @cached_property

@@ -55,6 +55,9 @@ class Metrics(Observer):
         PlatformCollector(registry=self._shown)
         self.collect_from(self._states)
         self.of.workers.set(1)
+        for outcome in ("ok", "failed"):
+            # A series that begins with its first failure shows no increase, and no alert fires.
+            self.of.reloads.labels(outcome)
 
     def collect_from(self, collector: Collector) -> None:
         """Show what `collector` finds whenever the metrics are asked for."""

@@ -17,7 +17,15 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as gen_ai
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import (
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    Tracer,
+    format_trace_id,
+    set_span_in_context,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from stream_aligner_proxy import __version__
@@ -31,6 +39,7 @@ from stream_aligner_proxy.core.records import (
     Verdict,
 )
 from stream_aligner_proxy.core.watching import ClosableObserver, HeldBy, Opening, Watch
+from stream_aligner_proxy.observers.replies import current
 
 _OWN = "stream_aligner."
 _PROPAGATOR = TraceContextTextMapPropagator()
@@ -87,6 +96,8 @@ class Traces(ClosableObserver):
         span = self._tracer.start_span(
             _name(asked), context=parent, kind=SpanKind.SERVER, attributes={**asked, **own}
         )
+        if (told := current.get()) is not None:
+            told.trace_id = format_trace_id(span.get_span_context().trace_id)
         if not span.is_recording():
             return _Passed(span)
         return _Traced(self._tracing, opening, span, self._tracer, asked)

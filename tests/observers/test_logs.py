@@ -15,9 +15,12 @@ from typing import Any
 
 import httpx
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 
 from stream_aligner_proxy.observers import log_format
 from stream_aligner_proxy.observers.log_format import LineFormatter, configure
+from stream_aligner_proxy.observers.traces import Traces, Tracing
+from tests.api.proxy import proxy
 from tests.observers.traffic import MODEL, RULES, SECRET, busy
 from tests.servers import serve_in_thread
 
@@ -75,9 +78,9 @@ def answered(lines: list[str]) -> list[dict[str, Any]]:
 async def test_a_reply_is_told_in_one_line(json_lines: Lines) -> None:
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     headers = {"x-request-id": "mine", "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
-    async with busy() as proxy:
-        body = proxy.body("sum", stream=True)
-        answer = await proxy.client.post("/v1/chat/completions", json=body, headers=headers)
+    async with busy() as b:
+        body = b.body("sum", stream=True)
+        answer = await b.client.post("/v1/chat/completions", json=body, headers=headers)
         assert answer.status_code == 200
     [line] = answered(json_lines())
     assert list(line)[:4] == ["time", "level", "logger", "message"]
@@ -108,13 +111,13 @@ async def test_a_reply_is_told_in_one_line(json_lines: Lines) -> None:
 
 @pytest.mark.anyio
 async def test_what_did_not_go_well_is_told_with_its_status_and_outcome(json_lines: Lines) -> None:
-    async with busy() as proxy:
-        await proxy.ask("fail")
-        await proxy.ask(model="nobody")
-        await proxy.leave("hold the first", after_text=False)
-        await proxy.leave("hold", after_text=True)
-        await proxy.client.get("/v1/nothing")
-        await proxy.client.get("/healthz")
+    async with busy() as b:
+        await b.ask("fail")
+        await b.ask(model="nobody")
+        await b.leave("hold the first", after_text=False)
+        await b.leave("hold", after_text=True)
+        await b.client.get("/v1/nothing")
+        await b.client.get("/healthz")
     told = [
         (line["status"], line.get("outcome")) for line in answered(json_lines()) if "status" in line
     ]
@@ -128,20 +131,30 @@ async def test_what_did_not_go_well_is_told_with_its_status_and_outcome(json_lin
 
 @pytest.mark.anyio
 async def test_the_choices_of_a_request_are_one_line(json_lines: Lines) -> None:
-    async with busy() as proxy:
-        await proxy.ask("sum", n=3)
+    async with busy() as b:
+        await b.ask("sum", n=3)
     [line] = answered(json_lines())
     assert (line["replies"], line["corrections"], line["branches"]) == (3, 3, 6)
 
 
 @pytest.mark.anyio
 async def test_every_line_of_a_request_has_its_id(json_lines: Lines) -> None:
-    async with busy() as proxy:
-        body = proxy.body("fail")
-        await proxy.client.post("/v1/chat/completions", json=body, headers={"x-request-id": "mine"})
+    async with busy() as b:
+        body = b.body("fail")
+        await b.client.post("/v1/chat/completions", json=body, headers={"x-request-id": "mine"})
     told = [json.loads(line) for line in json_lines()]
     [error] = [line for line in told if "ReviewError" in line["message"]]
     assert error["request_id"] == "mine"
+
+
+@pytest.mark.anyio
+async def test_the_trace_of_a_reply_is_told_though_it_began_here(json_lines: Lines) -> None:
+    traces = Traces(Tracing(TracerProvider(shutdown_on_exit=False)))
+    async with proxy(observers=[traces]) as p:
+        assert (await p.post()).status_code == 200
+        sent = p.upstream.requests[0].headers["traceparent"]
+    [line] = answered(json_lines())
+    assert line["trace_id"] == sent.split("-")[1]
 
 
 # --- content ----------------------------------------------------------------------------------
@@ -149,10 +162,10 @@ async def test_every_line_of_a_request_has_its_id(json_lines: Lines) -> None:
 
 @pytest.mark.anyio
 async def test_what_clients_ask_and_models_write_is_not_logged(lines: Lines) -> None:
-    async with busy() as proxy:
-        await proxy.ask(f"fail {SECRET}")
-        await proxy.leave("hold", after_text=True)
-        await proxy.ask(f"sum, {SECRET}", stream=True)
+    async with busy() as b:
+        await b.ask(f"fail {SECRET}")
+        await b.leave("hold", after_text=True)
+        await b.ask(f"sum, {SECRET}", stream=True)
     text = "\n".join(lines())
     assert "answered" in text
     assert SECRET not in text
@@ -166,8 +179,8 @@ async def test_content_is_logged_where_it_is_asked_for(
 ) -> None:
     lines = _capture(monkeypatch, "json", content=True)
     assert "log_content is on" in lines()[0]
-    async with busy(log_content=True) as proxy:
-        await proxy.ask("the sum")
+    async with busy(log_content=True) as b:
+        await b.ask("the sum")
     [line] = answered(lines())
     assert line["question"] == "the sum"
     assert line["original"].startswith("The sum is 13.")
@@ -179,10 +192,10 @@ async def test_content_is_logged_where_it_is_asked_for(
 
 @pytest.mark.anyio
 async def test_nothing_a_client_sends_ends_a_line(lines: Lines) -> None:
-    async with busy() as proxy:
-        await proxy.ask(model=FORGED)
-        await proxy.ask(model=f"loose-{FORGED}")
-        await proxy.client.get("/v1/x%0aforged%1b[2J")
+    async with busy() as b:
+        await b.ask(model=FORGED)
+        await b.ask(model=f"loose-{FORGED}")
+        await b.client.get("/v1/x%0aforged%1b[2J")
     text = "\n".join(lines())
     assert "forged" in text  # it is told, as what it is
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]", text)

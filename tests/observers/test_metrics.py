@@ -59,7 +59,6 @@ async def test_the_documented_metrics_are_those_that_are_shown() -> None:
     assert unmoved == {
         "stream_aligner_key_replies_total",
         "stream_aligner_shed_requests_total",
-        "stream_aligner_configuration_reloads_total",
         "stream_aligner_stalls_total",
         "stream_aligner_stalled_seconds_total",
     } - moved(text)

@@ -15,7 +15,7 @@ from prometheus_client import multiprocess
 
 from stream_aligner_proxy.demo.script import Script
 from stream_aligner_proxy.demo.scripted import ScriptedUpstream
-from stream_aligner_proxy.observers.metrics import Metrics
+from stream_aligner_proxy.operating.shared import Shared
 from tests.observers.test_metrics import listed, shown, value
 from tests.observers.traffic import MODEL, RULES
 from tests.servers import serve_in_thread
@@ -127,7 +127,7 @@ def test_what_a_dead_worker_had_open_is_gone_with_it(
 def test_several_workers_show_the_metrics_that_one_does(workers: tuple[Worker, Worker]) -> None:
     one, _ = workers
     one.ask()
-    alone = shown(Metrics().render()[0].decode())
+    alone = shown(Shared().metrics.render()[0].decode())
     together = shown(one.metrics())
     for name, (kind, _) in together.items():
         assert alone[name][0] == kind
