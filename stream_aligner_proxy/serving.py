@@ -164,10 +164,10 @@ async def _serve(
         elif failed := loading.result():
             server.should_exit = True
         else:
-            started()
             if reloader is not None:
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
                 reloading = tasks.create_task(reloader.run(generations))
+            started()
         await asyncio.wait((served,))
         if reloading is not None:
             reloading.cancel()
