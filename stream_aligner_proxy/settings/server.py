@@ -100,21 +100,15 @@ FIXED = (
 
 def check_server(server: ServerSettings) -> None:
     """Raises `ConfigError` for certificates that cannot be used."""
-    if server.tls is not None:
-        tls_context(server.tls)
-
-
-def tls_context(tls: TlsSettings) -> ssl.SSLContext:
-    """What the server shows and asks for. Raises `ConfigError`."""
+    if (tls := server.tls) is None:
+        return
     for name in ("certificate", "key", "client_ca"):
         path = getattr(tls, name)
         if path is not None and not path.is_file():
             raise ConfigError(f"server.tls.{name}: {path} does not exist")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
     try:
-        # Without a password: a key that needs one would ask for it on the terminal.
+        # A key that needs a password would ask for it on the terminal.
         context.load_cert_chain(tls.certificate, tls.key, password=lambda: b"")
     except (OSError, ValueError):
         raise ConfigError(
@@ -125,5 +119,3 @@ def tls_context(tls: TlsSettings) -> ssl.SSLContext:
             context.load_verify_locations(tls.client_ca)
         except OSError:
             raise ConfigError("server.tls.client_ca: holds no certificates") from None
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
