@@ -82,6 +82,7 @@ class RedisLimiter:
         self._spent: dict[str, int] = {}
         self._rates: dict[str, int] = {}  # tokens a minute, by who
         self._wake = asyncio.Event()
+        self._closing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -93,12 +94,13 @@ class RedisLimiter:
         self._task = asyncio.create_task(self._keep())
 
     async def close(self) -> None:
-        """Give back what is given back, and leave."""
+        """Tell what is left to tell, and leave."""
+        self._closing.set()
+        self._wake.set()
         if self._task is not None:
+            # Told rather than cancelled: in the middle of a call that may be taken for a failure.
+            await asyncio.wait((self._task,), timeout=8 * self._options.timeout + 1)
             self._task.cancel()
-            await asyncio.wait((self._task,))
-        if not self._away:
-            await self._tell()
         await self._redis.aclose()
 
     async def take(self, who: str, limits: Limits) -> Place:
@@ -162,16 +164,12 @@ class RedisLimiter:
         self._wake.set()
 
     async def _keep(self) -> None:
-        """Tell Redis what there is to tell and renew the leases, until cancelled."""
-        while True:
+        """Tell Redis what there is to tell and renew the leases, until it is closed."""
+        while not self._closing.is_set():
             if self._away:
-                await asyncio.sleep(_RETRY_SECONDS)
+                await _happened(self._closing, _RETRY_SECONDS)
             else:
-                try:
-                    async with asyncio.timeout(self._options.lease / 3):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass
+                await _happened(self._wake, self._options.lease / 3)
             self._wake.clear()
             await self._tell()
 
@@ -230,6 +228,15 @@ class RedisLimiter:
         return f"{self._options.prefix}:{{{who}}}:{kind}"
 
 
+async def _happened(event: asyncio.Event, seconds: float) -> None:
+    """Wait for it, but no longer than that."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
+
+
 def _standing(limit: int, remaining: int, reset: int) -> Standing | None:
     return Standing(limit, remaining, reset / 1000) if limit else None
 
@@ -259,4 +266,4 @@ def _client(options: RedisOptions) -> tuple[Any, tuple[type[Exception], ...]]:
         raise ConfigError(
             "access.redis.url: must be redis://, rediss:// or unix://, such as redis://127.0.0.1:6379/0"
         ) from None
-    return Redis(connection_pool=pool), (RedisError, OSError, TimeoutError)
+    return Redis.from_pool(pool), (RedisError, OSError, TimeoutError)

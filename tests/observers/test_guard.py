@@ -57,6 +57,7 @@ CALLS = [
     ("held", (0.1, "client")),
     ("committed", (UNIT, 0.1)),
     ("first_text", (0.2,)),
+    ("relayed", (12,)),
     ("branch_closed", (0, None)),
     ("closed", ("finished", 1.0, Cost(discarded_tokens=3), FINISHED)),
 ]
