@@ -84,6 +84,7 @@ async def whole(folder: Path) -> AsyncIterator[Path]:
                     "base_url": tls,
                     "ca_file": "ca.pem",
                     "api_key_env": "SECOND_KEY",
+                    "headers": {"x-gateway-key": SECRETS["upstream header"]},
                 },
                 {**common, "name": "gone", "base_url": f"{refused_address()}/v1"},
             ],
@@ -145,7 +146,10 @@ def told(answer: httpx.Response, text: str) -> str:
 async def drive(client: httpx.AsyncClient, headers: Mapping[str, str]) -> None:
     """Every mode, streamed and whole, before every kind of upstream fault."""
     for model in ("main", "http2", "gone", "none"):
-        sent = {"main": ("upstream key", "upstream header"), "http2": ("second upstream's key",)}
+        sent = {
+            "main": ("upstream key", "upstream header"),
+            "http2": ("second upstream's key", "upstream header"),
+        }
         own = {*sent.get(model, ()), *(("client key",) if model == "gone" else ())}
         echoed = tuple(name for name in (*_MADE_UP, "client key") if name not in own)
         for question in QUESTIONS if model in ("main", "http2") else ("fine",):
