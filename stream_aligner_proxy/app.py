@@ -35,6 +35,7 @@ from stream_aligner_proxy.core.errors import ConfigError
 from stream_aligner_proxy.core.ports import Aligner, Queueing
 from stream_aligner_proxy.core.records import Mode
 from stream_aligner_proxy.core.watching import Observer
+from stream_aligner_proxy.guarding import Guarding
 from stream_aligner_proxy.observers.guard import Guarded
 from stream_aligner_proxy.observers.metrics import UpstreamState
 from stream_aligner_proxy.observing import take_observers
@@ -77,10 +78,16 @@ def create_app(
     """
     shared = shared or Shared(settings.server)
     metrics = shared.metrics
-    upstreams, loaded = _take_parts(settings, shared, aligner)
+    guarding = Guarding(settings, shared)
+    try:
+        upstreams, loaded = _take_parts(settings, shared, aligner)
+    except ConfigError:
+        guarding.drop()
+        raise
     try:
         watching = take_observers(settings, shared.observers, shared.audit_counts)
     except ConfigError:
+        guarding.drop()
         _drop(upstreams, loaded)
         raise
     own = [use.part for use in watching]
@@ -98,16 +105,22 @@ def create_app(
         treatments=make_treatments(settings, aligners),
         aligners=aligners,
         watcher=metrics,
-        observer=Guarded((metrics, shared.replies, *own, *observers), metrics.observer_failed),
+        observer=Guarded(
+            (metrics, shared.replies, guarding.spending, *own, *observers),
+            metrics.observer_failed,
+        ),
         count_error=metrics.error,
         render_metrics=metrics.render,
         max_body_bytes=server.max_body_bytes,
         max_choices=server.max_choices,
+        max_messages=server.max_messages,
         patience=Patience(server.reply_seconds, server.client_seconds),
         show_upstream=server.show_upstream,
         examples=tuple(examples),
         admission=shared.admission,
         loaded=shared.loaded,
+        access=guarding.report,
+        sign_in=guarding.sign_in,
     )
 
     @asynccontextmanager
@@ -119,6 +132,7 @@ def create_app(
                 stack.push_async_callback(upstream.release)
             for one in loaded:
                 stack.push_async_callback(one.release)
+            await stack.enter_async_context(guarding.running())
             for one in loaded:
                 await one.start()
                 if isinstance(one.part.aligner, Queueing):
@@ -157,6 +171,8 @@ def create_app(
         # A redirect would lead to whatever the Host header says, and lose the body.
         redirect_slashes=False,
     )
+    # The last one added is the first that a request meets.
+    guarding.limit(app)
     app.add_middleware(
         Gate,
         admission=shared.admission,
@@ -165,6 +181,7 @@ def create_app(
         shape_of=shape_of,
         count_error=metrics.error,
     )
+    guarding.guard(app)
     app.add_middleware(AccessLog)
     app.add_middleware(RequestId)
     app.include_router(routes(service))

@@ -1,4 +1,4 @@
-"""The command `stream-aligner`: `demo`, `serve` and `check`.
+"""The command `stream-aligner`: `demo`, `serve`, `check` and `key`.
 
 What the operator got wrong is one line on stderr and exit code 2; nothing listens then.
 """
@@ -15,6 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 from stream_aligner_proxy import __version__
+from stream_aligner_proxy.access import command
 from stream_aligner_proxy.core.errors import ConfigError
 from stream_aligner_proxy.observers.log_format import configure
 
@@ -44,6 +45,9 @@ examples:
       to continue a corrected reply, whether the aligners load. Exit code 0: all serve; 1: something
       does not answer; 2: the file is wrong.
 
+  stream-aligner key new --name team-a
+      A key for a client, and the entry with its hash for the file of keys (access.keys_file).
+
 Every key can also be set by the environment, which wins over the file:
   STREAM_ALIGNER_ALIGNMENT__MODE=shadow stream-aligner serve --config proxy.yaml
 """
@@ -57,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _serve(options)
         if options.command == "check":
             return _check(options)
+        if options.command == "key":
+            return command.run(options)
         return _demo(options)
     except ConfigError as error:
         print(f"stream-aligner: {error}", file=sys.stderr)
@@ -74,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"stream-aligner {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{demo,serve,check}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="{demo,serve,check,key}"
+    )
     demo = commands.add_parser("demo", help="serve two tiny built-in models: upstream and aligner")
     serve = commands.add_parser("serve", help="serve what a configuration file says")
     check = commands.add_parser(
@@ -84,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         " names; print what was found. Exit code 0: all serve; 1: something does not answer; 2: the"
         " file is wrong.",
     )
+    command.add_parser(commands)
     check.add_argument("--no-aligner", action="store_true", help="leave the aligners out")
     check.add_argument("--json", action="store_true", help="print JSON instead of a table")
     serve.add_argument("--config", type=Path, metavar="FILE", help="a YAML file")
@@ -98,9 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--worker", type=int, nargs=2, help=argparse.SUPPRESS)
     check.add_argument("--config", required=True, type=Path, metavar="FILE", help="a YAML file")
     demo.set_defaults(aligner=None, worker=None)
-    for command in (demo, serve):
-        command.add_argument("--host", metavar="H", help="address to listen on (127.0.0.1)")
-        command.add_argument(
+    for serving in (demo, serve):
+        serving.add_argument("--host", metavar="H", help="address to listen on (127.0.0.1)")
+        serving.add_argument(
             "--port", type=_port, metavar="P", help="port to listen on (8000); 0 takes a free one"
         )
     return parser

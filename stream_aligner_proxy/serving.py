@@ -13,18 +13,22 @@ import logging
 import os
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from stream_aligner_proxy.api.admission import Admission
+from stream_aligner_proxy.operating.connection import HeadLimits, connections
 from stream_aligner_proxy.operating.generations import Generations
 from stream_aligner_proxy.operating.reloading import Reloader
 from stream_aligner_proxy.operating.shared import Shared
 from stream_aligner_proxy.settings import ServerSettings
+from stream_aligner_proxy.settings.server import TlsSettings
 
 _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -82,11 +86,12 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def address(listener: socket.socket) -> str:
+def address(listener: socket.socket, *, tls: bool = False) -> str:
     """Where a client on this machine reaches `listener`."""
+    scheme = "https" if tls else "http"
     host, port = listener.getsockname()[:2]
     local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
+    return f"{scheme}://[{local}]:{port}" if ":" in local else f"{scheme}://{local}:{port}"
 
 
 def run(
@@ -103,7 +108,8 @@ def run(
     """
 
     def announce() -> None:
-        _log.info("listening on %s in process %d", address(listener), os.getpid())
+        where = address(listener, tls=shared.server.tls is not None)
+        _log.info("listening on %s in process %d", where, os.getpid())
         if started is not None:
             started()
 
@@ -127,6 +133,13 @@ def _config(app: Generations, settings: ServerSettings) -> uvicorn.Config:
     level = settings.log_level
     return uvicorn.Config(
         app,
+        http=connections(HeadLimits.of(settings)),
+        ws="none",
+        timeout_keep_alive=settings.keep_alive_seconds,
+        # By default uvicorn believes whoever is on this machine.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
+        **_tls(settings.tls),
         lifespan="off",
         log_config=None,
         log_level=level if level in ("debug", "error") else "warning",
@@ -135,6 +148,17 @@ def _config(app: Generations, settings: ServerSettings) -> uvicorn.Config:
         # By then they have had their time.
         timeout_graceful_shutdown=1,
     )
+
+
+def _tls(tls: TlsSettings | None) -> dict[str, Any]:
+    if tls is None:
+        return {}
+    return {
+        "ssl_certfile": tls.certificate,
+        "ssl_keyfile": tls.key,
+        "ssl_ca_certs": None if tls.client_ca is None else str(tls.client_ca),
+        "ssl_cert_reqs": ssl.CERT_NONE if tls.client_ca is None else ssl.CERT_REQUIRED,
+    }
 
 
 async def _serve(

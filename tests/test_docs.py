@@ -8,6 +8,7 @@ import pytest
 from bench.upstreams_page import PAGE, page
 from stream_aligner_proxy.core.prompts import PROFILES
 from stream_aligner_proxy.settings import (
+    AccessSettings,
     AlignerSettings,
     AlignmentSettings,
     AuditSettings,
@@ -19,6 +20,7 @@ from stream_aligner_proxy.settings import (
     TracingSettings,
     UpstreamSettings,
 )
+from stream_aligner_proxy.settings.access import KeySettings, RedisSettings
 from stream_aligner_proxy.upstream.dialects import DIALECTS
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +30,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 def test_every_configuration_key_and_dialect_is_documented():
     text = (ROOT / "docs" / "configuration.md").read_text()
     keys = {f"timeouts.{key}" for key in Timeouts.model_fields}
+    keys |= {f"redis.{key}" for key in RedisSettings.model_fields}
     for section in (
         UpstreamSettings,
         RouteSettings,
@@ -38,6 +41,8 @@ def test_every_configuration_key_and_dialect_is_documented():
         AuditSettings,
         TracingSettings,
         ServerSettings,
+        AccessSettings,
+        KeySettings,
     ):
         keys |= set(section.model_fields) - {"timeouts"}
     for name in (*keys, *DIALECTS, *PROFILES):

@@ -12,11 +12,12 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
 from starlette.responses import Response
 
+from stream_aligner_proxy.access.keys import Key
 from stream_aligner_proxy.api.align_response import AlignResponse
 from stream_aligner_proxy.api.documenting import json_body
 from stream_aligner_proxy.api.faces.describing import sentence_object
 from stream_aligner_proxy.api.plan import check_strength
-from stream_aligner_proxy.api.reading import key_of, read_body
+from stream_aligner_proxy.api.reading import grant_of, read_body
 from stream_aligner_proxy.api.request_id import request_id_of
 from stream_aligner_proxy.api.schemas import Message, parse_object, validated
 from stream_aligner_proxy.api.service import Service, Treatment
@@ -103,7 +104,7 @@ def align_route(service: Service) -> APIRouter:
         raw = parse_object(await read_body(request, service.max_body_bytes))
         id = request_id_of(request.scope)
         if "items" not in raw:
-            job = Alignment(service, raw, id, key=key_of(request))
+            job = Alignment(service, raw, id, key=grant_of(request))
             return answered([job], id, single=True)
         items = validated(Batch, raw).items
         if len(items) > MAX_ITEMS:
@@ -113,7 +114,7 @@ def align_route(service: Service) -> APIRouter:
                 code="invalid_value",
             )
         jobs = [
-            Alignment(service, item, f"{id}-{number}", f"items[{number}]", key_of(request))
+            Alignment(service, item, f"{id}-{number}", f"items[{number}]", grant_of(request))
             for number, item in enumerate(items)
         ]
         return answered(jobs, id, single=False)
@@ -122,11 +123,11 @@ def align_route(service: Service) -> APIRouter:
 
 
 class Alignment:
-    """One answer to be reviewed. `place`: where it stands in the request; `key`: the name of the
-    client's key. Use once."""
+    """One answer to be reviewed. `place`: where it stands in the request; `key`: what
+    the client may do. Use once."""
 
     def __init__(
-        self, service: Service, raw: Any, id: str, place: str = "", key: str | None = None
+        self, service: Service, raw: Any, id: str, place: str = "", key: Key | None = None
     ) -> None:
         self._service = service
         self._raw = raw
@@ -146,6 +147,8 @@ class Alignment:
     async def _run(self) -> dict[str, Any]:
         item = validated(AlignItem, self._raw)
         conversation = item.conversation()
+        if self._key is not None and (item.model is not None or self._key.models == ()):
+            self._key.check_model(item.model or "")
         # A route's name says whose aligner it is; without one, that of the first.
         treatment = (
             self._service.treatments[0]
@@ -174,7 +177,12 @@ class Alignment:
             policy=policy,
             observer=self._service.observer,
             opening=Opening(
-                mode, asked, "align", treatment.aligner_name, self._key, route=treatment.route
+                mode,
+                asked,
+                "align",
+                treatment.aligner_name,
+                None if self._key is None else self._key.name,
+                route=treatment.route,
             ),
         )
         reviewed = _Reviewed()

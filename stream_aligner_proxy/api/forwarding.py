@@ -11,10 +11,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from stream_aligner_proxy.access.keys import Key
 from stream_aligner_proxy.api.faces.openai_errors import OpenAiErrors
 from stream_aligner_proxy.api.forwarded_body import ForwardedBody, read
 from stream_aligner_proxy.api.patience import Patience
-from stream_aligner_proxy.api.reading import forwarded, key_of, read_body
+from stream_aligner_proxy.api.reading import forwarded, grant_of, key_of, read_body
 from stream_aligner_proxy.api.relay import observed, told_of
 from stream_aligner_proxy.api.request_id import request_id_of
 from stream_aligner_proxy.api.response import HttpOut, WatchedResponse
@@ -68,6 +69,7 @@ def _endpoint(service: Service, path: str) -> Callable[[Request], Any]:
     async def forward(request: Request) -> Response:
         content = await read_body(request, service.max_body_bytes)
         body = read(content, request.headers.get("content-type", ""))
+        _check_grant(grant_of(request), body.model)
         headers = forwarded(request)
         id = request_id_of(request.scope)
         # No conversation to be kept together: each goes where the weights let it.
@@ -94,6 +96,26 @@ def _endpoint(service: Service, path: str) -> Callable[[Request], Any]:
         )
 
     return forward
+
+
+def _check_grant(grant: Key | None, model: str | None) -> None:
+    """What is passed on is not reviewed: a key that may not use the mode `off` may not have it."""
+    if grant is None:
+        return
+    if grant.modes is not None and Mode.OFF not in grant.modes:
+        raise RequestError(
+            "This API key may not use what is passed on unreviewed (mode 'off').",
+            status=403,
+            code="mode_not_allowed",
+        )
+    if model is None and grant.models is not None:
+        raise RequestError(
+            "Missing required parameter: 'model'.",
+            param="model",
+            code="missing_required_parameter",
+        )
+    if model is not None:
+        grant.check_model(model)
 
 
 async def _lease(service: Service, asked: ChatRequest) -> Lease:

@@ -1,12 +1,16 @@
 """The page at `/`: one file, no outside assets; it talks to the same API as everybody else."""
 
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import orjson
-from fastapi import APIRouter
-from starlette.responses import HTMLResponse
+from fastapi import APIRouter, Request
+from starlette.responses import HTMLResponse, Response
 
+from stream_aligner_proxy.access.keys import Key
+from stream_aligner_proxy.api.reading import grant_of
 from stream_aligner_proxy.api.service import Service
 
 _PLACEHOLDER = "{{CONFIG}}"
@@ -28,21 +32,38 @@ def _template() -> str:
 
 
 def page_route(service: Service) -> APIRouter:
-    """The route of the page. What it is told: modes, the mode by default, example questions."""
+    """The route of the page. What it is told: modes, the mode by default, example questions.
+
+    Where clients need a key the page is a form for it, which everybody may see, and is told the
+    rest when it shows one. The key goes into a header like any client's, and into no cookie: what a
+    browser sends by itself, pages of others could have it send.
+    """
     router = APIRouter()
 
     @router.head("/", include_in_schema=False)
     @router.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
-        config = orjson.dumps(
-            {
-                "modes": service.treatments[0].modes(),
-                "mode": service.treatments[0].rules.mode,
-                "examples": service.examples or _EXAMPLES,
-            }
-        ).decode()
+        sign_in = service.sign_in
+        told = _told(service, None) if sign_in is None else {"sign_in": sign_in}
         # Inside a script element only "<" could end the data.
-        html = _template().replace(_PLACEHOLDER, config.replace("<", "\\u003c"))
+        config = orjson.dumps(told).decode().replace("<", "\\u003c")
+        html = _template().replace(_PLACEHOLDER, config)
         return HTMLResponse(html, headers={"content-security-policy": _POLICY})
 
+    @router.get("/page.json", include_in_schema=False)
+    async def config(request: Request) -> Response:
+        told = _told(service, grant_of(request))
+        return Response(orjson.dumps(told), media_type="application/json")
+
     return router
+
+
+def _told(service: Service, key: Key | None) -> dict[str, Any]:
+    treatment = service.treatments[0]
+    if key is not None:
+        treatment = replace(treatment, rules=treatment.rules.within(key.modes))
+    return {
+        "modes": treatment.modes(),
+        "mode": treatment.rules.mode,
+        "examples": service.examples or _EXAMPLES,
+    }

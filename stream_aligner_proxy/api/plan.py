@@ -4,8 +4,8 @@ The structure policy lives here: what cannot be aligned gets a clear 400, or pas
 untouched with a header that says so. It is the same for streams and for whole replies.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from stream_aligner_proxy.api.schemas import EXTENSION, ChatBody
@@ -76,6 +76,27 @@ class Rules:
 
     def allows(self, mode: Mode) -> bool:
         return mode is self.mode or mode in self.choices
+
+    def within(self, modes: Sequence[Mode] | None) -> "Rules":
+        """Those of a key that may use only these modes. Where the route's own is none of them, the
+        first that the route allows takes its place. Raises `RequestError` where there is none."""
+        if modes is None:
+            return self
+        allowed = [mode for mode in modes if self.allows(mode)]
+        if not allowed:
+            raise RequestError(
+                f"This API key may use the modes {', '.join(modes)}, and this model none of them.",
+                status=403,
+                param=f"{EXTENSION}.mode",
+                code="mode_not_allowed",
+            )
+        return replace(
+            self,
+            mode=self.mode if self.mode in allowed else allowed[0],
+            choices=frozenset(allowed),
+            # What passes through unreviewed is in mode `off`, whoever chose it.
+            pass_structured=self.pass_structured and Mode.OFF in allowed,
+        )
 
 
 def decide(

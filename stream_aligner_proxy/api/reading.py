@@ -1,7 +1,10 @@
 """Reading a request: its body within the limit, and the headers that may go on."""
 
+from collections.abc import Mapping
+
 from fastapi import Request
 
+from stream_aligner_proxy.access.keys import Key
 from stream_aligner_proxy.core.errors import RequestError
 
 _FORWARDED = (
@@ -15,6 +18,8 @@ _FORWARDED = (
 
 # Where in the ASGI scope the name of the client's key is kept.
 KEY = "stream_aligner.key"
+# And what that key may be used for: its `Key`.
+GRANT = "stream_aligner.grant"
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -52,16 +57,27 @@ def forwarded(request: Request) -> dict[str, str]:
     where nothing says that it is theirs: gateways use the name for keys of their own.
     """
     told = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
-    theirs = request.url.path.startswith("/v1/messages") or "anthropic-version" in request.headers
+    theirs = speaks_anthropic(request.url.path, request.headers)
     if theirs and "authorization" not in told and (key := request.headers.get("x-api-key")):
         told["authorization"] = f"Bearer {key}"
     return told
+
+
+def speaks_anthropic(path: str, headers: Mapping[str, str]) -> bool:
+    """Whether `x-api-key` is the client's key."""
+    return path.startswith("/v1/messages") or "anthropic-version" in headers
 
 
 def key_of(request: Request) -> str | None:
     """The name of the proxy's key that the client showed, None where it needed none."""
     name: str | None = request.scope.get(KEY)
     return name
+
+
+def grant_of(request: Request) -> Key | None:
+    """What the client may do; None: all that the operator allows."""
+    grant: Key | None = request.scope.get(GRANT)
+    return grant
 
 
 def path_of(request: Request) -> str:

@@ -1,5 +1,6 @@
 """Mode `off`: the upstream's answer passes through as it came, a read at a time."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,28 @@ from stream_aligner_proxy.core.errors import ProxyError
 from stream_aligner_proxy.core.records import Cost
 from stream_aligner_proxy.core.watching import Observer, Opening, Watch
 from stream_aligner_proxy.upstream.routing.lease import Lease
+
+# Inside a JSON string the quotes are escaped, so no reply's text can look like this.
+_USAGE = re.compile(rb'"(prompt|completion)_tokens"\s*:\s*(\d{1,12})')
+
+
+class _Tokens:
+    """Tokens of what passes through: as the upstream tells them, or one for each event."""
+
+    __slots__ = ("_events", "_told")
+
+    def __init__(self) -> None:
+        self._events = 0
+        self._told: dict[bytes, int] = {}
+
+    def add(self, data: bytes) -> None:
+        self._events += data.count(b"\n\n")
+        if b'_tokens"' in data:
+            self._told.update((kind, int(count)) for kind, count in _USAGE.findall(data))
+
+    @property
+    def count(self) -> int:
+        return sum(self._told.values()) or self._events
 
 
 @contextmanager
@@ -71,6 +94,13 @@ class RelayResponse(WatchedResponse):
             await self._relay(out, watch, begun)
 
     async def _relay(self, out: HttpOut, watch: Watch, begun: float) -> None:
+        tokens = _Tokens()
+        try:
+            await self._pass(out, watch, begun, tokens)
+        finally:
+            watch.relayed(tokens.count)
+
+    async def _pass(self, out: HttpOut, watch: Watch, begun: float, tokens: _Tokens) -> None:
         request = self._plan.request
         async with self._upstream.relay(
             self._plan.relay_body,
@@ -82,12 +112,14 @@ class RelayResponse(WatchedResponse):
             watch.branch_answered(0, self._upstream.name)
             headers = {**told_of(relayed.headers), **self._reply_headers()}
             if relayed.body is not None:
+                tokens.add(relayed.body)
                 headers["content-length"] = str(len(relayed.body))
                 headers.setdefault("content-type", "application/json")
                 await out.start(headers)
                 await out.end(relayed.body)
                 return
             async for frames in relayed.frames:
+                tokens.add(frames)
                 if not out.started:
                     watch.first_text(self._clock() - begun)
                     await out.start({**headers, **EVENT_STREAM_HEADERS})

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from stream_aligner_proxy.api.faces.face import Face, Shape
 from stream_aligner_proxy.api.headers import treatment_headers
 from stream_aligner_proxy.api.plan import Plan, decide
-from stream_aligner_proxy.api.reading import forwarded, key_of, path_of
+from stream_aligner_proxy.api.reading import forwarded, grant_of, key_of, path_of
 from stream_aligner_proxy.api.relay import RelayResponse
 from stream_aligner_proxy.api.request_id import request_id_of
 from stream_aligner_proxy.api.response import ReplyResponse
@@ -61,7 +61,19 @@ def planned(
     service: Service, request: Request, raw: Mapping[str, Any], body: ChatBody
 ) -> tuple[Treatment, Plan]:
     """How the reply is to be treated. Raises `RequestError`."""
+    if len(body.messages) > service.max_messages:
+        raise RequestError(
+            f"Invalid value for 'messages': {service.max_messages} at most, and these are "
+            f"{len(body.messages)}.",
+            param="messages",
+            code="invalid_value",
+        )
+    grant = grant_of(request)
+    if grant is not None:
+        grant.check_model(body.model)
     treatment = service.treatment(body.model)
+    if grant is not None:
+        treatment = replace(treatment, rules=treatment.rules.within(grant.modes))
     plan = decide(
         raw,
         body,

@@ -34,9 +34,10 @@ class Kept:
         return items + list(orjson.loads(self.response)["output"])
 
 
-def owner_of(authorization: str | None) -> bytes:
-    """Whose a response is. The key itself is not kept."""
-    return hashlib.sha256((authorization or "").encode()).digest()
+def owner_of(authorization: str | None, key: str | None = None) -> bytes:
+    """Whose a response is: that of the proxy's key of this name, of the client's own, or of both.
+    The client's own is not kept."""
+    return hashlib.sha256(f"{key or ''} {authorization or ''}".encode()).digest()
 
 
 class ResponseStore:

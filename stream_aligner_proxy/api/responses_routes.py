@@ -16,7 +16,7 @@ from stream_aligner_proxy.api.faces.responses_listing import listed, page
 from stream_aligner_proxy.api.faces.responses_object import Asked, told
 from stream_aligner_proxy.api.faces.responses_request import as_chat
 from stream_aligner_proxy.api.faces.responses_schemas import ResponsesBody, read, unsupported
-from stream_aligner_proxy.api.reading import read_body
+from stream_aligner_proxy.api.reading import key_of, read_body
 from stream_aligner_proxy.api.replying import reply
 from stream_aligner_proxy.api.response_store import Kept, ResponseStore, owner_of
 from stream_aligner_proxy.api.schemas import ChatBody, parse_object, validated
@@ -129,7 +129,7 @@ def _why(store: ResponseStore) -> str:
 
 
 def _owner(request: Request) -> bytes:
-    return owner_of(request.headers.get("authorization"))
+    return owner_of(request.headers.get("authorization"), key_of(request))
 
 
 def _json(data: bytes) -> Response:

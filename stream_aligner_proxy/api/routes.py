@@ -11,7 +11,7 @@ from stream_aligner_proxy.api.completing import completions_route
 from stream_aligner_proxy.api.documenting import json_body
 from stream_aligner_proxy.api.faces.chat import CHAT
 from stream_aligner_proxy.api.forwarding import forwarding_routes
-from stream_aligner_proxy.api.reading import forwarded, read_body
+from stream_aligner_proxy.api.reading import forwarded, grant_of, read_body
 from stream_aligner_proxy.api.replying import reply
 from stream_aligner_proxy.api.schemas import ChatBody, parse
 from stream_aligner_proxy.api.service import Service
@@ -41,11 +41,15 @@ def routes(service: Service) -> APIRouter:
     @router.get("/v1/models", summary="List the models of all upstreams", tags=["models"])
     async def list_models(request: Request) -> Response:
         models = await service.directory.models(forwarded(request))
+        if (grant := grant_of(request)) is not None:
+            models = [model for model in models if grant.may_use(str(model["id"]))]
         return _json({"object": "list", "data": models})
 
     @router.head("/v1/models/{model:path}", include_in_schema=False)
     @router.get("/v1/models/{model:path}", summary="One model", tags=["models"])
     async def get_model(request: Request, model: str) -> Response:
+        if (grant := grant_of(request)) is not None:
+            grant.check_model(model)
         for known in await service.directory.models(forwarded(request)):
             if known["id"] == model:
                 return _json(known)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from stream_aligner_proxy.api.admission import Admission
 from stream_aligner_proxy.api.directory import Directory
@@ -51,7 +52,8 @@ class Loaded:
 class Service:
     """The parts of a running proxy. `treatments`: one for each route of the `table`, or a single
     one where there is none. `aligners` by their configured names, the first the default one.
-    `ready` is set when they have been loaded."""
+    `access`: what `/status` tells of it. `sign_in`: the header in which clients show a key, None
+    where they need none. `ready` is set when they have been loaded."""
 
     directory: Directory
     table: Table | None
@@ -63,12 +65,15 @@ class Service:
     render_metrics: Callable[[], tuple[bytes, str]]
     max_body_bytes: int
     max_choices: int = 16
+    max_messages: int = 4096
     patience: Patience = field(default_factory=Patience)
     page: bool = True
     show_upstream: bool = True
     examples: tuple[str, ...] = ()
     admission: Admission = field(default_factory=Admission)
     loaded: Loaded = field(default_factory=Loaded)
+    access: Callable[[], dict[str, Any]] = dict
+    sign_in: str | None = None
     ready: bool = False
 
     def treatment(self, model: str) -> Treatment:

@@ -20,6 +20,7 @@ def report(service: Service) -> dict[str, Any]:
             "reloads": service.loaded.reloads,
             "error": service.loaded.error,
         },
+        "access": service.access(),
         "routes": [
             {**_route(route), **_treatment(treatment)}
             for route, treatment in zip(routes, service.treatments, strict=False)

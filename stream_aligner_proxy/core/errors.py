@@ -2,7 +2,9 @@
 
     ProxyError
     ├── RequestError            400  the client's request is wrong; `param` names the field
-    │   └── ModelNotFound       404
+    │   ├── ModelNotFound       404
+    │   ├── Unauthorized        401  no key of this proxy, or a wrong one
+    │   └── RateLimited         429  more than the key may have; `type` names what is used up
     ├── Overloaded              503
     ├── DeadlineExceeded        504  the whole reply took longer than it may
     ├── UpstreamError           502
@@ -64,6 +66,17 @@ class RequestError(ProxyError):
 class ModelNotFound(RequestError):
     status = 404
     code = "model_not_found"
+
+
+class Unauthorized(RequestError):
+    status = 401
+    code = "invalid_api_key"
+
+
+class RateLimited(RequestError):
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
 
 
 class Overloaded(ProxyError):

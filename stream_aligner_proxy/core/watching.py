@@ -84,6 +84,9 @@ class Watch:
     def first_text(self, seconds: float) -> None:
         """Since the reply began."""
 
+    def relayed(self, tokens: int) -> None:
+        """What passed through unread took so many tokens, prompt included."""
+
     def closed(
         self, outcome: str, seconds: float, cost: Cost, finished: Finished | None = None
     ) -> None:

@@ -84,6 +84,9 @@ class _Watches(Watch):
     def first_text(self, seconds: float) -> None:
         self._tell(lambda watch: watch.first_text(seconds))
 
+    def relayed(self, tokens: int) -> None:
+        self._tell(lambda watch: watch.relayed(tokens))
+
     def closed(
         self, outcome: str, seconds: float, cost: Cost, finished: Finished | None = None
     ) -> None:

@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 Style = Literal["auto", "text", "json"]
 
 # Whatever some terminal or log reader takes for the end of a line, or for a command.
+_OURS = __name__.partition(".")[0]
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _DEEPEST = 5
 
@@ -115,7 +116,10 @@ def configure(level: str, *, style: Style = "auto", content: bool = False) -> No
     as_json = style == "json" or (style == "auto" and not sys.stderr.isatty())
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter(as_json=as_json, content=content))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    number = logging.getLevelNamesMapping()[level.upper()]
+    # Other libraries' debug lines hold headers, keys among them: only our own are let through.
+    logging.basicConfig(level=max(number, logging.INFO), handlers=[handler], force=True)
+    logging.getLogger(_OURS).setLevel(number)
     logging.captureWarnings(True)
     sys.excepthook = _unhandled
     threading.excepthook = lambda args: _unhandled(

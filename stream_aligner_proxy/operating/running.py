@@ -8,6 +8,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from stream_aligner_proxy.app import create_app
+from stream_aligner_proxy.guarding import warn_if_open
 from stream_aligner_proxy.operating.reloading import Reloader
 from stream_aligner_proxy.operating.shared import Shared
 from stream_aligner_proxy.parts import watched_paths
@@ -30,6 +31,7 @@ class Configured:
         """Until a signal comes. Raises `ConfigError`."""
         server = self.settings.server
         shared = Shared(server)
+        warn_if_open(self.settings, listener.getsockname()[0])
 
         def make() -> FastAPI:
             """Of the file as it is now."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from stream_aligner_proxy.access.counting import AccessCounts
+from stream_aligner_proxy.access.limits import Limiter
 from stream_aligner_proxy.api.admission import Admission
 from stream_aligner_proxy.api.response_store import ResponseStore
 from stream_aligner_proxy.api.service import Loaded
@@ -40,6 +42,14 @@ async def _close_aligner(named: NamedAligner) -> None:
     await named.aligner.close()
 
 
+async def _start_limiter(limiter: Limiter) -> None:
+    await limiter.start()
+
+
+async def _close_limiter(limiter: Limiter) -> None:
+    await limiter.close()
+
+
 class Shared:
     """One for each process."""
 
@@ -56,3 +66,5 @@ class Shared:
         self.loaded = Loaded()
         self.upstreams: Pool[ProbedUpstream] = Pool(_start_upstream, _close_upstream)
         self.aligners: Pool[NamedAligner] = Pool(_start_aligner, _close_aligner)
+        self.access_counts = AccessCounts(self.metrics.registry)
+        self.limiters: Pool[Limiter] = Pool(_start_limiter, _close_limiter)

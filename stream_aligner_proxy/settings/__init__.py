@@ -16,6 +16,7 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from stream_aligner_proxy.configfile import merge_environment, parse_yaml
 from stream_aligner_proxy.core.errors import ConfigError
+from stream_aligner_proxy.settings.access import AccessSettings, checked_access
 from stream_aligner_proxy.settings.base import Name, Section, sendable
 from stream_aligner_proxy.settings.explaining import explain
 from stream_aligner_proxy.settings.observing import AuditSettings, TracingSettings
@@ -30,11 +31,12 @@ from stream_aligner_proxy.settings.sections import (
     AlignerSettings,
     AlignmentSettings,
 )
-from stream_aligner_proxy.settings.server import ServerSettings
+from stream_aligner_proxy.settings.server import ServerSettings, check_server
 from stream_aligner_proxy.settings.upstreams import Timeouts, UpstreamSettings
 
 __all__ = [
     "DEFAULT",
+    "AccessSettings",
     "AlignerSettings",
     "AlignmentSettings",
     "AuditSettings",
@@ -66,6 +68,7 @@ class Settings(Section):
     server: ServerSettings = ServerSettings()
     audit: AuditSettings | None = None
     tracing: TracingSettings | None = None
+    access: AccessSettings = AccessSettings()
 
     @model_validator(mode="after")
     def _unique_names(self) -> "Settings":
@@ -123,6 +126,7 @@ def build(
         name: _ready(aligner, f"aligners.{name}", env)
         for name, aligner in settings.aligners.items()
     }
+    check_server(settings.server)
     check_routes(settings.routes, [upstream.name for upstream in upstreams], list(named))
     return settings.model_copy(
         update={
@@ -130,6 +134,7 @@ def build(
             "aligner": _ready(settings.aligner, "aligner", env),
             "aligners": named,
             "tracing": settings.tracing and _with_headers(settings.tracing, env),
+            "access": checked_access(settings.access, upstreams, env),
         }
     )
 

@@ -44,7 +44,7 @@ class Timeouts(Section):
     total: Seconds = 1800.0
 
 
-def _header_name(name: str) -> str:
+def header_name(name: str) -> str:
     if not _TOKEN.fullmatch(name) or name.lower() in _OURS:
         raise ValueError("must be the name of a header that is not the proxy's own")
     return name.lower()
@@ -90,7 +90,7 @@ class UpstreamSettings(Section):
     ) = None
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     retries: Annotated[int, Field(ge=0, le=10)] = 1
-    session_header: Annotated[str, AfterValidator(_header_name)] | None = None
+    session_header: Annotated[str, AfterValidator(header_name)] | None = None
     http2: bool = True
     ca_file: Annotated[Path, AfterValidator(relative_to_file)] | None = None
     timeouts: Timeouts = Timeouts()

@@ -13,6 +13,7 @@ import asyncio
 import ssl
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import cast
 
 import aiohttp
 from h2.config import H2Configuration
@@ -240,8 +241,8 @@ class Connection(asyncio.Protocol):
     # --- what the transport tells ----------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Cast: uvloop's transports are none of asyncio's classes.
+        self._transport = cast(asyncio.Transport, transport)
         tls = transport.get_extra_info("ssl_object")
         self.spoken = tls is not None and tls.selected_alpn_protocol() == "h2"
         if not self.spoken:

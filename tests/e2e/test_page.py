@@ -143,3 +143,60 @@ def test_the_beginning_of_a_rewrite_is_shown_until_its_sentence_comes(start, pag
         else:
             assert "kind." in page.inner_text("#rows")
         page.unroute("**/v1/chat/completions")
+
+
+def test_where_keys_are_needed_the_page_asks_for_one_and_keeps_it_in_this_tab(
+    start_keyed, page, tmp_path
+):
+    url, key = start_keyed
+    page.goto(url)
+    page.wait_for_selector("#signin:not([hidden])")
+    assert not page.is_visible("#form")
+    for wrong in ("not a key", "sk-sa-wrong"):
+        page.fill("#key", wrong)
+        page.press("#key", "Enter")
+        page.wait_for_selector("#refused:not([hidden])")
+    page.screenshot(path=str(tmp_path / "signin.png"))
+    page.fill("#key", key)
+    page.click("#signin button")
+    page.wait_for_selector("#form:not([hidden])")
+    page.fill("#question", "hello")
+    page.click("#go")
+    page.wait_for_selector("#numbers:not([hidden])")
+    assert "I am kind." in page.inner_text("#rows")
+    assert page.locator("#mode option").count() == 1
+    page.reload()
+    page.wait_for_selector("#form:not([hidden])")
+    assert key not in page.content()
+    page.click("#signout")
+    page.wait_for_selector("#signin:not([hidden])")
+    page.reload()
+    page.wait_for_selector("#signin:not([hidden])")
+    assert page.evaluate("document.cookie") == ""
+
+
+@pytest.fixture
+def start_keyed(tmp_path):
+    """The address of a proxy that asks for a key which may use one mode, and the key."""
+    import yaml
+
+    from stream_aligner_proxy.access.keys import hash_of, new_key
+    from stream_aligner_proxy.app import create_app
+    from stream_aligner_proxy.demo.script import parse
+    from stream_aligner_proxy.demo.scripted import ScriptedUpstream
+    from stream_aligner_proxy.settings import build
+    from tests.servers import serve_in_thread
+
+    key = new_key()
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(RULES))
+    with serve_in_thread(ScriptedUpstream(parse({"model": "scripted", **SCRIPT}))) as upstream:
+        main = {"name": "main", "base_url": f"{upstream}/v1", "dialect": "vllm", "probe": False}
+        settings = build(
+            {
+                "upstreams": [main],
+                "aligner": {"backend": "rules", "path": str(tmp_path / "rules.yaml")},
+                "access": {"keys": [{"name": "a", "hash": hash_of(key), "modes": ["stream"]}]},
+            }
+        )
+        with serve_in_thread(create_app(settings)) as address:
+            yield f"{address}/", key

@@ -58,6 +58,7 @@ CALLS = [
     ("committed", (UNIT, 0.1)),
     ("delivered", (UNIT, 0.3)),
     ("first_text", (0.2,)),
+    ("relayed", (12,)),
     ("branch_closed", (0, None)),
     ("closed", ("finished", 1.0, Cost(branches=1, discarded_tokens=3), FINISHED)),
 ]

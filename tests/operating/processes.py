@@ -100,7 +100,7 @@ async def serving(
     running = Serving(process)
     try:
         line = await running.logged(ready, times)
-        found = re.search(r"http://[^\s\"]+", line)
+        found = re.search(r"https?://[^\s\"]+", line)
         running.address = found[0] if found else ""
         yield running
     finally:
