@@ -35,7 +35,7 @@ COPY --from=wheel /wheels /wheels
 RUN python3 -m pip install --no-cache-dir /wheels/*.whl && rm -r /wheels
 # The user has no entry in /etc/passwd; caches go to /tmp.
 ENV HOME=/tmp USER=aligner XDG_CACHE_HOME=/tmp/cache TORCHINDUCTOR_CACHE_DIR=/tmp/cache/inductor \
-    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 STREAM_ALIGNER_SERVER__HOST=0.0.0.0
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /etc/stream-aligner
 USER 10001:10001
 EXPOSE 8000
@@ -55,7 +55,7 @@ LABEL org.opencontainers.image.title="stream-aligner-proxy" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=installed /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH HOME=/tmp HF_HUB_OFFLINE=1 \
-    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 STREAM_ALIGNER_SERVER__HOST=0.0.0.0
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /etc/stream-aligner
 USER 10001:10001
 EXPOSE 8000

@@ -76,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"stream-aligner {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{demo,serve,check,health}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="{demo,serve,check,health}"
+    )
     demo = commands.add_parser("demo", help="serve two tiny built-in models: upstream and aligner")
     serve = commands.add_parser("serve", help="serve what a configuration file says")
     check = commands.add_parser(

@@ -82,7 +82,11 @@ def _checks_fields(kind: str, plural: str) -> Object:
         "x-kubernetes-group-version-kind": {"group": "", "version": "v1", "kind": kind},
     }
     path = f"/api/v1/namespaces/{{namespace}}/{plural}/{{name}}"
-    return {"openapi": "3.0.0", "info": {"title": "", "version": ""}, "paths": {path: {"patch": applied}}}
+    return {
+        "openapi": "3.0.0",
+        "info": {"title": "", "version": ""},
+        "paths": {path: {"patch": applied}},
+    }
 
 
 def _status(code: int, reason: str, message: str) -> Object:
@@ -159,8 +163,7 @@ class Cluster:
             return [
                 one
                 for (kind, _), one in self.kept.items()
-                if kind == plural
-                and wanted.items() <= one["metadata"].get("labels", {}).items()
+                if kind == plural and wanted.items() <= one["metadata"].get("labels", {}).items()
             ]
 
     def get(self, key: tuple[str, str]) -> Object | None:
@@ -217,7 +220,9 @@ class _Handler(BaseHTTPRequestHandler):
             case ["apis"]:
                 self._answer(200, _groups())
             case ["openapi", "v3"]:
-                self._answer(200, {"paths": {"api/v1": {"serverRelativeURL": "/openapi/v3/api/v1"}}})
+                self._answer(
+                    200, {"paths": {"api/v1": {"serverRelativeURL": "/openapi/v3/api/v1"}}}
+                )
             case ["openapi", "v3", "api", "v1"]:
                 self._answer(200, _checks_fields("Pod", "pods"))
             case ["api", version] if version in KINDS:
@@ -276,7 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(*self.cluster.keep((plural, body["metadata"]["name"]), body, new=True))
 
     def do_PATCH(self) -> None:
-        """Server-side apply, as far as one owner of all fields needs it: the new replaces the old."""
+        """Server-side apply, as far as a single owner needs it: the new replaces the old."""
         key = self._key()
         if "apply-patch" not in self.headers.get("Content-Type", ""):
             self._answer(415, _status(415, "UnsupportedMediaType", "only server-side apply"))

@@ -92,9 +92,7 @@ def running() -> Iterator[Helm]:
         )
         with process:
             try:
-                print(
-                    json.dumps([str(ENGINE), into.kubeconfig()]), file=process.stdin, flush=True
-                )
+                print(json.dumps([str(ENGINE), into.kubeconfig()]), file=process.stdin, flush=True)
                 yield Helm(process, into)
             finally:
                 process.kill()

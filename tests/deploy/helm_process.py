@@ -1,5 +1,5 @@
-"""Helm's engine in a process of its own, asked by lines of JSON: a runtime of another language, with
-its threads and signal handlers, has no business among the other tests.
+"""Helm's engine in a process of its own, asked by lines of JSON: a runtime of another language,
+with its threads and signal handlers, has no business among the other tests.
 
 A request is `[action, argument, …]`, an answer `{"result": …}` or `{"error": "what Helm says"}`.
 """

@@ -1,7 +1,7 @@
 """Put Helm's engine into a folder: the library that the wheel `helm-sdkpy` carries.
 
-The wheel asks for Python 3.12, but is a library for linux on x86-64 with modules that any Python from
-3.11 on reads through cffi, so it is unpacked rather than installed.
+The wheel asks for Python 3.12, but is a library for linux on x86-64 with modules that any Python
+from 3.11 on reads through cffi, so it is unpacked rather than installed.
 
 Run as `python tests/deploy/install_helm.py FOLDER` (`make helm` does). Exit status 0:
 `FOLDER/helm_sdkpy` is there. 3: this machine cannot have it, and the reason is printed.
@@ -22,7 +22,9 @@ CANNOT_HAVE = 3
 def why_not_here() -> str | None:
     """Why this machine cannot run it, or None if it can."""
     here = (platform.system(), platform.machine())
-    return None if here == ("Linux", "x86_64") else f"the library is for linux on x86-64, not {here}"
+    return (
+        None if here == ("Linux", "x86_64") else f"the library is for linux on x86-64, not {here}"
+    )
 
 
 def main() -> int:

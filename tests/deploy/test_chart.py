@@ -164,9 +164,7 @@ def test_the_network_policy_names_who_may_call(rendered: Rendered) -> None:
     )
     assert aligner["policyTypes"] == ["Ingress", "Egress"]
     (only,) = aligner["ingress"]
-    assert (
-        only["from"][0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "gateway"
-    )
+    assert only["from"][0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "gateway"
 
 
 def test_alerts_and_dashboards_are_those_of_deploy(rendered: Rendered) -> None:
@@ -279,11 +277,7 @@ def test_the_schema_names_what_is_wrong(
         ({"keysFile": {"existingSecret": "a", "content": "[]"}}, "keysFile: existingSecret"),
         ({"keysFile": {"remoteRef": {"key": "a"}}}, "secretStoreRef.name"),
         (
-            {
-                "secrets": {
-                    "externalSecret": {"enabled": True, "secretStoreRef": {"name": "vault"}}
-                }
-            },
+            {"secrets": {"externalSecret": {"enabled": True, "secretStoreRef": {"name": "vault"}}}},
             "secrets.externalSecret.data",
         ),
         ({"files": {"config.yaml": "a"}}, "files.config"),
@@ -299,7 +293,9 @@ def test_what_excludes_each_other_or_cannot_work_is_refused(
 
 def flow(value: object) -> str:
     """As the table shows a value."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    )
 
 
 def at(values: dict[str, Any], key: str) -> object:

@@ -1,6 +1,5 @@
 """What is in deploy/: manifests that the API takes, configurations that the proxy takes."""
 
-import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import yaml
 from stream_aligner_proxy.aligners.registry import BACKENDS
 from tests.deploy.helm import ROOT, Helm
 from tests.deploy.manifests import accepted, accepted_from, pod_specs, problems, unmounted, unsafe
-from tests.operating.processes import BOUND, aligned, ask, serving, text, upstream
+from tests.operating.processes import aligned, ask, serving, text, upstream
 
 DEPLOY = ROOT / "deploy"
 MANIFESTS = [DEPLOY / "kubernetes" / "gateway.yaml", DEPLOY / "training" / "job.yaml"]
@@ -165,10 +164,11 @@ async def test_a_mounted_configmap_is_taken_over_by_the_running_proxy(tmp_path: 
         data = {"config.yaml": yaml.safe_dump(config)}
         mounted = Mounted(tmp_path)
         mounted.write({**data, "rules.yaml": "- {find: bad, replace: good}\n"})
-        async with serving(tmp_path / "config.yaml") as proxy:
-            async with httpx.AsyncClient(base_url=proxy.address) as client:
-                assert text(await ask(client)) == aligned("good")
-                mounted.write({**data, "rules.yaml": "- {find: bad, replace: better}\n"})
-                async with asyncio.timeout(BOUND):
-                    await proxy.logged("reloaded the configuration")
-                assert text(await ask(client)) == aligned("better")
+        async with (
+            serving(tmp_path / "config.yaml") as proxy,
+            httpx.AsyncClient(base_url=proxy.address) as client,
+        ):
+            assert text(await ask(client)) == aligned("good")
+            mounted.write({**data, "rules.yaml": "- {find: bad, replace: better}\n"})
+            await proxy.logged("reloaded the configuration")
+            assert text(await ask(client)) == aligned("better")

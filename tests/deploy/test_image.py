@@ -68,9 +68,7 @@ def test_the_build_sees_what_the_wheel_is_made_of_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1), (404, 1), (204, 1)])
-def test_health_is_an_exit_code(
-    status: int, code: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_health_is_an_exit_code(status: int, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     async def answer(request: object) -> PlainTextResponse:
         return PlainTextResponse("", status_code=status)
 
