@@ -13,8 +13,9 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 # A venv of its own, so that the image has what runs and not what builds.
 FROM python:${PYTHON}-slim-bookworm AS installed
-# `remote` adds the tokenizers that an aligner behind a server needs; empty leaves them out.
-ARG EXTRAS=remote
+# `remote`: the tokenizers that an aligner behind a server needs; `traces`: OpenTelemetry; `redis`:
+# limits that several proxies share. Empty leaves them out.
+ARG EXTRAS=remote,traces,redis
 COPY constraints.txt /constraints.txt
 COPY --from=wheel /wheels /wheels
 RUN python -m venv /opt/venv \

@@ -1,5 +1,6 @@
 """The chart's choices: what values change, and what it refuses."""
 
+import json
 import re
 import tarfile
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from stream_aligner_proxy import __version__
+from stream_aligner_proxy.settings import Settings
 from tests.deploy.conftest import Rendered
 from tests.deploy.helm import CHART, RELEASE, ROOT, Helm, overlaid, values_of
 from tests.deploy.manifests import accepted_from, problems, unsafe
@@ -242,6 +245,7 @@ def test_the_packaged_chart_installs_like_the_folder(helm: Helm, tmp_path: Path)
     ("values", "words"),
     [
         ({"replica": 3}, ("replica",)),
+        ({"config": {"upstream": []}}, ("config", "upstream")),
         ({"image": {"tags": "1"}}, ("image", "tags")),
         ({"aligner": {"mode": "pod"}}, ("aligner/mode", "sidecar")),
         ({"service": {"port": "http"}}, ("service/port",)),
@@ -323,8 +327,12 @@ def test_the_readme_has_every_value_with_its_default() -> None:
         assert any(leaf == key or leaf.startswith(f"{key}.") for key in rows), leaf
 
 
-def test_the_chart_and_the_package_have_one_version() -> None:
-    from stream_aligner_proxy import __version__
+def test_the_schema_knows_every_section_of_the_configuration() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    known = set(schema["properties"]["config"]["properties"])
+    assert known == {*Settings.model_fields, "access"}
 
+
+def test_the_chart_and_the_package_have_one_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == __version__
