@@ -14,6 +14,9 @@ STAMP_TRAIN := $(VENV_TRAIN)/.installed
 # llama.cpp's server is built from source, once: five minutes on two cores.
 LLAMACPP       := .llamacpp
 STAMP_LLAMACPP := $(LLAMACPP)/.installed
+# Helm's engine, for the tests of the chart; HELM_REQUIRED=1 makes it an error to have none.
+HELM       := .helm
+STAMP_HELM := $(HELM)/.installed
 # The openai package for Node, for a test; NODE_REQUIRED=1 makes it an error to have none.
 NODE       := tests/e2e/node
 STAMP_NODE := $(NODE)/node_modules/.installed
@@ -21,7 +24,7 @@ PORT   ?= 8000
 # How many tests, and how many builds and installs, run side by side.
 JOBS   ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: help install demo test parts check unit vllm llamacpp node training-tests train bench demo-models format clean
+.PHONY: help install demo test parts check unit vllm llamacpp node helm training-tests train bench demo-models format clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -46,7 +49,7 @@ test: $(STAMP)  ## everything CI runs
 	    $(MAKE) --no-print-directory $$stage || exit 1; \
 	done; echo "== done ($$(date -u +%T))"
 
-parts: llamacpp node $(STAMP_VLLM) $(STAMP_TRAIN) ## what tests need beside .venv: servers, other environments
+parts: llamacpp node helm $(STAMP_VLLM) $(STAMP_TRAIN) ## what tests need beside .venv: servers, other environments
 
 check: $(STAMP) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -92,6 +95,13 @@ $(STAMP_NODE): $(NODE)/package.json $(NODE)/package-lock.json
 
 node: $(STAMP_NODE) ## the openai package for Node, which a test is a client of
 
+# Status 3 of the script: this machine cannot have it, and it has said why.
+$(STAMP_HELM): tests/deploy/install_helm.py | $(STAMP)
+	$(BIN)/python tests/deploy/install_helm.py $(HELM) && touch $@ || \
+	    { status=$$?; rm -f $@; [ $$status = 3 ] && [ -z "$(HELM_REQUIRED)" ]; }
+
+helm: $(STAMP_HELM) ## Helm's engine, which renders the chart for the tests
+
 llamacpp: $(STAMP_LLAMACPP) ## build llama.cpp's server for the tests that need it
 
 bench: $(STAMP) ## every benchmark: tables on the screen, JSON in bench/results
@@ -122,4 +132,4 @@ format: $(STAMP) ## let ruff format and fix
 	$(BIN)/ruff check --fix .
 
 clean:          ## remove the virtual environment and caches
-	rm -rf $(VENV) $(VENV_VLLM) $(VENV_TRAIN) $(LLAMACPP) $(NODE)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_TRAIN) $(LLAMACPP) $(HELM) $(NODE)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -1,4 +1,4 @@
-"""The command `stream-aligner`: `demo`, `serve`, `check` and `key`.
+"""The command `stream-aligner`: `demo`, `serve`, `check`, `key` and `health`.
 
 What the operator got wrong is one line on stderr and exit code 2; nothing listens then.
 """
@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _check(options)
         if options.command == "key":
             return command.run(options)
+        if options.command == "health":
+            return _health(options)
         return _demo(options)
     except ConfigError as error:
         print(f"stream-aligner: {error}", file=sys.stderr)
@@ -81,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"stream-aligner {__version__}")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{demo,serve,check,key}"
+        dest="command", required=True, metavar="{demo,serve,check,key,health}"
     )
     demo = commands.add_parser("demo", help="serve two tiny built-in models: upstream and aligner")
     serve = commands.add_parser("serve", help="serve what a configuration file says")
@@ -106,6 +108,14 @@ def _parser() -> argparse.ArgumentParser:
     # How a supervisor hands its socket, and the end of a pipe, to a worker.
     serve.add_argument("--worker", type=int, nargs=2, help=argparse.SUPPRESS)
     check.add_argument("--config", required=True, type=Path, metavar="FILE", help="a YAML file")
+    health = commands.add_parser(
+        "health",
+        help="ask a running proxy whether it lives",
+        description="Ask a running proxy whether it lives (/healthz) or is ready (/readyz). Exit"
+        " code 0: it said so (status 200); 1: it did not.",
+    )
+    health.add_argument("--url", type=_url, default="http://127.0.0.1:8000/healthz", metavar="URL")
+    health.add_argument("--timeout", type=float, default=5.0, metavar="S", help="seconds (5)")
     demo.set_defaults(aligner=None, worker=None)
     for serving in (demo, serve):
         serving.add_argument("--host", metavar="H", help="address to listen on (127.0.0.1)")
@@ -119,6 +129,12 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port (0 to 65535)")
     return int(text)
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError("is no http:// or https:// address")
+    return text
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -157,6 +173,15 @@ def _check(options: argparse.Namespace) -> int:
     report = asyncio.run(check(load(options.config), load_aligners=not options.no_aligner))
     print(json.dumps(report.as_json(), indent=2) if options.json else report.table())
     return 0 if report.serves else 1
+
+
+def _health(options: argparse.Namespace) -> int:
+    from stream_aligner_proxy.health import trouble  # noqa: PLC0415
+
+    found = trouble(options.url, options.timeout)
+    if found is not None:
+        print(f"stream-aligner: {found}", file=sys.stderr)
+    return 0 if found is None else 1
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -1,0 +1,22 @@
+"""Asking a running proxy how it is: for containers, whose images have no other HTTP client.
+
+Standard library only: a probe every few seconds must not load a server's libraries.
+"""
+
+from http.client import HTTPException
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, build_opener
+
+
+def trouble(url: str, timeout: float) -> str | None:
+    """What is wrong at `url`, or None where it answers 200 within `timeout` seconds."""
+    # A proxy that the environment names is for the way out, not for the way to oneself.
+    opener = build_opener(ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=timeout) as answer:
+            return None if answer.status == 200 else f"{url} answers {answer.status}"
+    except HTTPError as error:
+        with error:
+            return f"{url} answers {error.code}"
+    except (OSError, HTTPException, ValueError) as error:
+        return f"{url} does not answer ({type(error).__name__})"
