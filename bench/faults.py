@@ -43,6 +43,7 @@ WARM_UP = 200  # streams before memory is measured
 _RESTART_EVERY = 6.0  # seconds between two deaths of the aligner's server, on average
 _KILL_EVERY = 10.0  # of a worker
 _QUIET_SECONDS = 25.0
+_SHOWN = 5  # transcripts
 # How long after it has come back the aligner's server may still be taken for dead.
 _NOTICED_SECONDS = 3.0
 
@@ -146,6 +147,8 @@ class Suite:
             number = seen.plan.number
             outcome.invalid.append((number, judged.fault))
             print(f"stream {number}: {judged.fault}", file=sys.stderr)
+            if len(outcome.invalid) <= _SHOWN:
+                print(transcript(seen, judged), file=sys.stderr)
         end = seen.how if seen.how != "whole" else judged.error or "finished"
         outcome.ends[end] += 1
         return judged

@@ -76,7 +76,7 @@ class Answer:
     def _take_body(self) -> bool:
         """Whether there may be more to take."""
         if self._chunked and self._left is None:
-            size, found, rest = bytes(self._raw[:20]).partition(b"\r\n")
+            size, found, _ = bytes(self._raw[:20]).partition(b"\r\n")
             if not found:
                 if len(self._raw) >= 20:
                     raise _Malformed("no size of a chunk")
@@ -107,7 +107,7 @@ def request(plan: Plan) -> bytes:
         case "chat":
             body |= {"messages": turns, "n": plan.choices}
         case "completions":
-            body |= {"prompt": plan.question, "n": plan.choices}
+            body |= {"prompt": plan.question, "n": plan.choices, "max_tokens": 4096}
         case "messages":
             body |= {"messages": turns, "max_tokens": 4096}
         case "responses":

@@ -21,11 +21,12 @@ Client = Literal["reads", "slow", "half-closes", "leaves-early", "leaves-midway"
 MARK = "zz"
 _MARKED = re.compile(r"\b[Zz]z(\w)")
 _QUESTION = re.compile(r"stream (\d+) of (\d+):")
-_WORDS = (
+_PROSE = (
     "river stone lamp garden window letter paper morning silver engine market harbour simple quiet "
     "bright narrow early open across between under behind while because walks carries finds keeps "
     "writes reads turns opens café naïve 東京 many little water field mountain"
-).split()
+)
+_WORDS = _PROSE.split()
 
 # Before the first event; the second group is refusals.
 HEAD = ("reset-head", "fin-head", "stall-head", "no-http", "stall-first", "json-cut")
@@ -127,10 +128,11 @@ def _unmarked(found: "re.Match[str]") -> str:
 
 def asked(text: str) -> tuple[Plan, str] | None:
     """The plan that the last question in `text` names, and what follows the question."""
-    found = None
-    for found in _QUESTION.finditer(text):
-        pass
-    return None if found is None else (plan(int(found[2]), int(found[1])), text[found.end() :])
+    questions = list(_QUESTION.finditer(text))
+    if not questions:
+        return None
+    last = questions[-1]
+    return plan(int(last[2]), int(last[1])), text[last.end() :]
 
 
 @lru_cache(maxsize=8192)
@@ -155,7 +157,12 @@ def plan(seed: int, number: int) -> Plan:
         choices=dice.randint(2, 3) if many else 1,
         pace=dice.choice((0.0, 0.0, 0.0, 0.002, 0.01)),
         faults=_faults(dice, _UNREAD if mode == "off" else ()) if fault < 0.42 else (),
-        continuing=dice.choice(REFUSED) if 0.42 <= fault < 0.5 and mode == "stream" else "",
+        # Whoever writes on a prompt cannot begin again.
+        continuing=(
+            dice.choice(REFUSED[: 2 if api == "completions" else 3])
+            if 0.42 <= fault < 0.5 and mode == "stream"
+            else ""
+        ),
         aligner_fault=dice.choice(ALIGNER) if mode != "off" and dice.random() < 0.2 else "",
         at_review=dice.randint(0, 3) if mode == "stream" else 0,
         aligner_always=dice.random() < 0.3,

@@ -49,9 +49,9 @@ def judge(seen: Seen, *, excused: bool = False) -> Judged:
         judged.unreviewed += len(text) - known
     if judged.unreviewed:
         judged.fault = judged.fault or "holds what the aligner has not committed"
-    elif judged.finished and not judged.fault and seen.how == "whole":
-        if any(text != plan.expected for text in judged.texts.values()):
-            judged.fault = "finished, and not all of the text came"
+    whole = bool(judged.finished) and seen.how == "whole" and not judged.fault
+    if whole and any(text != plan.expected for text in judged.texts.values()):
+        judged.fault = "finished, and not all of the text came"
     return judged
 
 

@@ -112,7 +112,7 @@ class FaultyUpstream:
                 gone = group.create_task(_gone(reader))
                 await self._reply(made, attempt, request, more or prefix, writer)
                 gone.cancel()
-        except* (OSError, _Gone):
+        except* (OSError, RuntimeError, _Gone):  # uvloop says the second of a closed transport
             raise _Gone from None
         finally:
             self.writing -= 1
