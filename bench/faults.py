@@ -38,7 +38,7 @@ from bench.faulty.upstream import FaultyUpstream
 from bench.report import publish, table
 from stream_aligner_proxy.settings import ServerSettings
 
-AT_ONCE = 80
+AT_ONCE = 64
 WARM_UP = 200  # streams before memory is measured
 _RESTART_EVERY = 6.0  # seconds between two deaths of the aligner's server, on average
 _KILL_EVERY = 10.0  # of a worker

@@ -88,8 +88,11 @@ class Plan:
     def model(self) -> str:
         """What the proxy learns of how an upstream continues it remembers for the model: those that
         misbehave have one of their own."""
-        own = self.faults or self.continuing
-        return f"own-{self.seed}-{self.number}" if own else "common"
+        if not self.faults and not self.continuing:
+            return "common"
+        # The proxy is sure of one of its two upstreams that it continues.
+        kind = "unsure" if self.continuing or self.number % 2 else "sure"
+        return f"{kind}-{self.seed}-{self.number}"
 
     @property
     def original(self) -> str:

@@ -27,7 +27,7 @@ _TOKENIZER_FILES = (
 )
 _READY_SECONDS = 90.0
 TIMEOUTS = {"connect": 2, "first_byte": 1.0, "between_chunks": 0.8, "total": 20}
-REVIEW_SECONDS = 1.5
+REVIEW_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,22 +133,18 @@ def write_config(folder: Path, upstream: str, aligner: str, workers: int, *, deb
     server: dict[str, object] = {"page": False, "port": 0, "workers": workers, "log_level": "error"}
     if debug:
         server["debug"] = True
+    common = {"base_url": upstream, "probe": False, "timeouts": TIMEOUTS}
     config = {
         "upstreams": [
-            {
-                "name": "faulty",
-                "base_url": upstream,
-                "dialect": "vllm",
-                "probe": False,
-                "models": ["*"],
-                "timeouts": TIMEOUTS,
-            }
+            {"name": "sure", "dialect": "vllm", "models": ["common", "sure-*"], **common},
+            {"name": "unsure", "dialect": "generic", "models": ["unsure-*"], **common},
         ],
         "aligner": {
             "backend": "remote",
             "path": str(folder),
             "urls": [aligner],
             "timeout": REVIEW_SECONDS,
+            "queue": 1024,
         },
         "server": {**server, "max_open": 4000},
     }

@@ -49,8 +49,8 @@ def judge(seen: Seen, *, excused: bool = False) -> Judged:
         judged.unreviewed += len(text) - known
     if judged.unreviewed:
         judged.fault = judged.fault or "holds what the aligner has not committed"
-    whole = bool(judged.finished) and seen.how == "whole" and not judged.fault
-    if whole and any(text != plan.expected for text in judged.texts.values()):
+    whole = judged.error is None and bool(judged.finished) and seen.how == "whole"
+    if whole and not judged.fault and any(t != plan.expected for t in judged.texts.values()):
         judged.fault = "finished, and not all of the text came"
     return judged
 
