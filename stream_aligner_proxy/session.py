@@ -210,6 +210,10 @@ class Session:
             # it, vLLM refuses a second one, or aborts that too (vllm-project/vllm#27987).
             own = request.request_id and f"{request.request_id}-{branch}"
             request = replace(request, request_id=own, began=self._began)
+        if not opened.prefix:
+            self._began = (
+                ""  # one that broke before a sentence was committed is followed by another
+            )
         if context := self._watch.context(branch):
             request = replace(request, headers={**request.headers, **context})
         finish_reason: str | None = None
@@ -235,7 +239,7 @@ class Session:
                     if chunk.text:
                         if branch in self._paused:
                             await self._paused[branch].wait()
-                        if not branch and len(self._began) < _BEGINNING:
+                        if not opened.prefix and len(self._began) < _BEGINNING:
                             self._began += chunk.text
                         self._added.arrived(branch, len(chunk.text), self._clock())
                         self._dispatch(TextArrived(branch, chunk.text, chunk.tokens))

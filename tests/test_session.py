@@ -504,6 +504,28 @@ async def test_a_reply_whose_upstream_breaks_goes_on():
     assert finished.cost.resumes == 1
 
 
+class Beginnings(MemoryUpstream):
+    """Keeps how each branch was told that the reply began."""
+
+    def __init__(self, write):
+        super().__init__(write)
+        self.told: list[str] = []
+
+    def open(self, request, *, prefix="", max_tokens=None):
+        self.told.append(request.began)
+        return super().open(request, prefix=prefix, max_tokens=max_tokens)
+
+
+async def test_where_the_first_branch_broke_the_reply_began_with_the_second():
+    first = iter(([" I am", UpstreamUnreachable("gone")], ["I am rude. You fool. "]))
+    upstream = Beginnings(lambda prefix: [" Dear friend. "] if prefix else next(first))
+    reply = ListReply()
+    await session(upstream, FunctionAligner(polite)).run(reply)
+    assert reply.text == "I am kind. Dear friend. "
+    assert upstream.prefixes == ["", "", "I am kind."]
+    assert upstream.told[2].startswith("I am rude.")
+
+
 class Clock:
     """Goes on only where a test says so."""
 

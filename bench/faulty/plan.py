@@ -37,7 +37,7 @@ MIDDLE = (
 )
 END = ("reset-after-finish", "fin-after-finish")
 # What passes through unread in mode `off`, and is then the client's to find out.
-_UNREAD = frozenset(("bad-json", "bad-utf8", "no-object", "huge-line"))
+_UNREAD = frozenset(("bad-json", "bad-utf8", "no-object", "huge-line", "no-finish"))
 # What an upstream does when it is asked to continue.
 REFUSED = ("refuses-prefill", "refuses-all", "begins-again")
 ALIGNER = (
