@@ -145,6 +145,7 @@ class Session:
         self._watch = self._observer.opened(self._opening)
         ended = "cancelled"
         finished: Finished | None = None
+        outcome: Finish | Fail | None = None
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 try:
@@ -154,7 +155,8 @@ class Session:
                     # Before the group cancels its tasks: nothing that one of them still says may
                     # start another.
                     self._perform(self._loop.abandon())
-            match self._outcome:
+            outcome, self._outcome = self._outcome, None
+            match outcome:
                 case Finish(finish_reason, usage, cost):
                     ended = "finished"
                     refused = cost.refused_continuations > 0
@@ -170,15 +172,16 @@ class Session:
                         about=self._about,
                     )
                     return finished
-                case Fail(error):
-                    ended = error.code or error.type
-                    raise error
+                case Fail():
+                    ended = outcome.error.code or outcome.error.type
+                    raise outcome.error
                 case None:
                     raise RuntimeError("the session ended without an outcome")
         except ExceptionGroup as group:
             ended = "internal_error"
             raise first_error(group) from group
         finally:
+            outcome = None  # an error's traceback holds this frame: see `_bare`
             self._watch.closed(ended, self._clock() - begun, self._loop.cost, finished)
 
     # --- tasks -----------------------------------------------------------------------------
@@ -259,7 +262,7 @@ class Session:
             await self._tell_loop(BranchEnded(branch, finish_reason or "stop", usage))
         except ProxyError as error:
             self._broke[branch] = error.code or error.type
-            await self._tell_loop(BranchBroke(branch, error))
+            await self._tell_loop(BranchBroke(branch, _bare(error)))
 
     async def _wait_at_the_gate(self) -> None:
         full, since = not self._loop.wants_text, self._clock()
@@ -298,7 +301,7 @@ class Session:
 
     def _review_broke(self, review: int, error: ProxyError, begun: float) -> Event:
         self._watch.reviewed(review, None, self._clock() - begun, error.code or error.type)
-        return ReviewBroke(review, error)
+        return ReviewBroke(review, _bare(error))
 
     # --- events and actions ----------------------------------------------------------------
 
@@ -384,6 +387,12 @@ class Session:
             self._gate.set()
         else:
             self._gate.clear()
+
+
+def _bare(error: ProxyError) -> ProxyError:
+    """Without its traceback: that holds this session, which holds the error, so a reply that failed
+    would stay in memory, with all its text, until all garbage is collected."""
+    return error.with_traceback(None)
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
