@@ -216,7 +216,7 @@ async def _round(folder: Path, upstream: int, count: int) -> Round:
     streams = [*aligned, *off]
     faults += [fault for stream in streams if (fault := stream.fault())]
     return Round(
-        (full - empty) / (count + _BESIDE),
+        (full - empty) / len(streams),
         [delay for stream in aligned for delay in stream.delays],
         [delay for stream in off for delay in stream.delays],
         faults,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from bench.faulty.plan import Plan
 
-How = Literal["whole", "cut", "left", "hung", "refused"]
+How = Literal["whole", "cut", "left", "hung", "refused", "malformed"]
 
 _PATIENCE_SECONDS = 40.0
 _PATHS = {
@@ -24,7 +24,7 @@ _PATHS = {
 @dataclass(slots=True)
 class Seen:
     """`how` it was over: `whole` is an HTTP answer to its end, `cut` one whose connection was ended
-    before; `refused`: there was none to connect to. `body`: without the framing of chunks."""
+    before; `refused`: there was none to connect to; `malformed`: what came is no HTTP. `body`: without the framing of chunks."""
 
     plan: Plan
     how: How = "cut"
@@ -167,6 +167,8 @@ async def _talk(plan: Plan, seen: Seen, line: socket.socket) -> None:
         seen.how = "whole"
     except OSError:
         return
+    except _Malformed:
+        seen.how = "malformed"
 
 
 def _leaves(plan: Plan, seen: Seen, answer: Answer) -> bool:

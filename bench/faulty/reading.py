@@ -64,11 +64,11 @@ def shared(text: str, expected: str) -> int:
 def _check_end(seen: Seen, judged: Judged, *, excused: bool) -> None:
     plan = seen.plan
     if not plan.stays or excused:
-        if seen.how == "hung" and not excused:
-            raise Invalid("no end in time")
+        if seen.how in ("hung", "malformed") and not excused:
+            raise Invalid(f"the answer was {seen.how}")
         return
     if seen.how != "whole":
-        raise Invalid(f"the connection was {seen.how}")
+        raise Invalid(f"the answer was {seen.how}")
     if judged.error is None and judged.finished != plan.choices:
         raise Invalid(f"{judged.finished} of {plan.choices} choices have finished")
     if judged.error is not None and judged.finished == plan.choices and plan.stream:
