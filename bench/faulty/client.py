@@ -24,7 +24,8 @@ _PATHS = {
 @dataclass(slots=True)
 class Seen:
     """`how` it was over: `whole` is an HTTP answer to its end, `cut` one whose connection was ended
-    before; `refused`: there was none to connect to; `malformed`: what came is no HTTP. `body`: without the framing of chunks."""
+    before; `refused`: there was none to connect to; `malformed`: what came is no HTTP. `body`:
+    without the framing of chunks."""
 
     plan: Plan
     how: How = "cut"
