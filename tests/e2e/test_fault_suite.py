@@ -57,7 +57,7 @@ FINISH = '{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}'
         (("[DONE]",), "0 of 1 choices have finished"),
         ((FINISH, "[DONE]"), "finished, and not all of the text came"),
         ((FINISH, "[DONE]", ERROR), "no [DONE] at the end"),
-        (('{"error":"oops"}', "[DONE]"), "cannot be read"),
+        (('{"error":"oops"}', "[DONE]"), "an error of another shape"),
     ],
 )
 def test_the_suite_sees_an_end_that_must_not_be(rest, fault):
