@@ -118,6 +118,7 @@ bench: $(STAMP) ## every benchmark: tables on the screen, JSON in bench/results
 	$(BIN)/python -m bench.clients
 	$(BIN)/python -m bench.gateway
 	$(BIN)/python -m bench.load
+	$(BIN)/python -m bench.faults --seed 20261126
 	$(BIN)/python -m bench.packing
 	$(BIN)/python -m bench.injection
 	$(BIN)/python -m bench.readme

@@ -19,6 +19,11 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
+try:
+    import resource
+except ImportError:  # there is none on Windows
+    resource = None  # type: ignore[assignment]
+
 import uvicorn
 from fastapi import FastAPI
 
@@ -113,10 +118,22 @@ def run(
         if started is not None:
             started()
 
+    allow_many_files()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         told = runner.run(_serve(app, listener, shared, announce, reloader))
     if told is not None:
         signal.raise_signal(told)  # now for whoever has called this
+
+
+def allow_many_files() -> None:
+    """A reply holds a connection on each side, and where it is being continued one more: the usual
+    soft limit of 1024 files ends at a few hundred. It is low for the sake of `select` alone."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # some systems have a limit of their own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

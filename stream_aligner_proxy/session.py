@@ -145,6 +145,7 @@ class Session:
         self._watch = self._observer.opened(self._opening)
         ended = "cancelled"
         finished: Finished | None = None
+        outcome: Finish | Fail | None = None
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 try:
@@ -154,7 +155,8 @@ class Session:
                     # Before the group cancels its tasks: nothing that one of them still says may
                     # start another.
                     self._perform(self._loop.abandon())
-            match self._outcome:
+            outcome, self._outcome = self._outcome, None
+            match outcome:
                 case Finish(finish_reason, usage, cost):
                     ended = "finished"
                     refused = cost.refused_continuations > 0
@@ -170,15 +172,16 @@ class Session:
                         about=self._about,
                     )
                     return finished
-                case Fail(error):
-                    ended = error.code or error.type
-                    raise error
+                case Fail():
+                    ended = outcome.error.code or outcome.error.type
+                    raise outcome.error
                 case None:
                     raise RuntimeError("the session ended without an outcome")
         except ExceptionGroup as group:
             ended = "internal_error"
             raise first_error(group) from group
         finally:
+            outcome = None  # an error's traceback holds this frame: see `_bare`
             self._watch.closed(ended, self._clock() - begun, self._loop.cost, finished)
 
     # --- tasks -----------------------------------------------------------------------------
@@ -210,6 +213,10 @@ class Session:
             # it, vLLM refuses a second one, or aborts that too (vllm-project/vllm#27987).
             own = request.request_id and f"{request.request_id}-{branch}"
             request = replace(request, request_id=own, began=self._began)
+        if not opened.prefix:
+            self._began = (
+                ""  # one that broke before a sentence was committed is followed by another
+            )
         if context := self._watch.context(branch):
             request = replace(request, headers={**request.headers, **context})
         finish_reason: str | None = None
@@ -235,7 +242,7 @@ class Session:
                     if chunk.text:
                         if branch in self._paused:
                             await self._paused[branch].wait()
-                        if not branch and len(self._began) < _BEGINNING:
+                        if not opened.prefix and len(self._began) < _BEGINNING:
                             self._began += chunk.text
                         self._added.arrived(branch, len(chunk.text), self._clock())
                         self._dispatch(TextArrived(branch, chunk.text, chunk.tokens))
@@ -255,7 +262,7 @@ class Session:
             await self._tell_loop(BranchEnded(branch, finish_reason or "stop", usage))
         except ProxyError as error:
             self._broke[branch] = error.code or error.type
-            await self._tell_loop(BranchBroke(branch, error))
+            await self._tell_loop(BranchBroke(branch, _bare(error)))
 
     async def _wait_at_the_gate(self) -> None:
         full, since = not self._loop.wants_text, self._clock()
@@ -294,7 +301,7 @@ class Session:
 
     def _review_broke(self, review: int, error: ProxyError, begun: float) -> Event:
         self._watch.reviewed(review, None, self._clock() - begun, error.code or error.type)
-        return ReviewBroke(review, error)
+        return ReviewBroke(review, _bare(error))
 
     # --- events and actions ----------------------------------------------------------------
 
@@ -380,6 +387,12 @@ class Session:
             self._gate.set()
         else:
             self._gate.clear()
+
+
+def _bare(error: ProxyError) -> ProxyError:
+    """Without its traceback: that holds this session, which holds the error, so a reply that failed
+    would stay in memory, with all its text, until all garbage is collected."""
+    return error.with_traceback(None)
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -1,6 +1,9 @@
 """The session: tasks, cancellation and back-pressure around the loop."""
 
 import asyncio
+import gc
+import weakref
+from contextlib import suppress
 
 import pytest
 
@@ -502,6 +505,54 @@ async def test_a_reply_whose_upstream_breaks_goes_on():
     finished = await session(upstream).run(reply)
     assert reply.text == "One. Two. Three."
     assert finished.cost.resumes == 1
+
+
+class Refusing(FunctionAligner):
+    async def review(self, review, progress=None):
+        raise ReviewError("no")
+
+
+@pytest.mark.parametrize("fails", ["upstream", "upstream, once", "aligner"])
+async def test_a_reply_that_failed_is_let_go_of_at_once_and_not_by_the_garbage_collector(fails):
+    def write(prefix):
+        ends = not fails.startswith("upstream") or (prefix and fails != "upstream")
+        return ["One. Two."] if ends else ["One. Two.", UpstreamUnreachable("gone")]
+
+    gc.collect()
+    gc.disable()
+    try:
+        aligner = Refusing() if fails == "aligner" else None
+        running = session(MemoryUpstream(write), aligner)
+        held = weakref.ref(running)
+        with suppress(UpstreamUnreachable, ReviewError):
+            await running.run(ListReply())
+        del running
+        await settle()
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+class Beginnings(MemoryUpstream):
+    """Keeps how each branch was told that the reply began."""
+
+    def __init__(self, write):
+        super().__init__(write)
+        self.told: list[str] = []
+
+    def open(self, request, *, prefix="", max_tokens=None):
+        self.told.append(request.began)
+        return super().open(request, prefix=prefix, max_tokens=max_tokens)
+
+
+async def test_where_the_first_branch_broke_the_reply_began_with_the_second():
+    first = iter(([" I am", UpstreamUnreachable("gone")], ["I am rude. You fool. "]))
+    upstream = Beginnings(lambda prefix: [" Dear friend. "] if prefix else next(first))
+    reply = ListReply()
+    await session(upstream, FunctionAligner(polite)).run(reply)
+    assert reply.text == "I am kind. Dear friend. "
+    assert upstream.prefixes == ["", "", "I am kind."]
+    assert upstream.told[2].startswith("I am rude.")
 
 
 class Clock:

@@ -73,7 +73,9 @@ class HttpUpstream:
     `base_url` includes the API's path (`…/v1`). A configured `api_key` is used for every request;
     without one the client's own `authorization` goes on. `session_header`: a request's header of
     this name goes on, too. `tokenizer`: a folder with the model's tokenizer, to apply its chat
-    template here and continue through `/completions`. Used from one event loop.
+    template here and continue through `/completions`. `max_connections` is a last bound: how many
+    replies there are is for the server's limits and `max_concurrent` to say, and a reply that is
+    being continued may hold two. Used from one event loop.
     Raises `ConfigError` for an unknown dialect, an address or a key that cannot work.
     """
 
@@ -89,7 +91,7 @@ class HttpUpstream:
         headers: Mapping[str, str] | None = None,
         tokenizer: Path | None = None,
         timeouts: Timeouts | None = None,
-        max_connections: int = 1000,
+        max_connections: int = 10_000,
         http2: bool = True,
         ca_file: Path | None = None,
         session_header: str | None = None,

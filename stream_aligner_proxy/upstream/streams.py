@@ -27,6 +27,12 @@ _DONE_LINES = (b"data: [DONE]", b"data:[DONE]")
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 
 
+def _bare(error: UpstreamError) -> UpstreamError:
+    """Without its traceback, which holds all that was read of an event without an end: megabytes.
+    It is kept by what it would keep, so only a full collection of garbage would free them."""
+    return error.with_traceback(None)
+
+
 class ChunkStream:
     """The chunks of one branch."""
 
@@ -57,7 +63,8 @@ class ChunkStream:
             events = self._decoder.flush() if data is None else self._decoder.feed(data)
             self._take(events)
         except UpstreamError as error:
-            self._end(error)
+            self._decoder = SseDecoder()
+            self._end(_bare(error))
         else:
             if data is None:
                 self._end(None)
@@ -85,7 +92,7 @@ class WholeReply(ChunkStream):
             reply = parse_object(await self._exchange.read_all(MAX_BODY_BYTES))
             self._ready.extend(self._reader.read_object(reply))
         except UpstreamError as error:
-            self._end(error)
+            self._end(_bare(error))
         else:
             self._end(None)
 
@@ -132,7 +139,8 @@ class FrameStream:
                         parse_object(event.data)
                     self._take(rest + b"\n\n")
         except UpstreamError as error:
-            self._end(error)
+            self._frames = SseFrames()
+            self._end(_bare(error))
         else:
             if data is None:
                 self._end(None)
