@@ -26,6 +26,7 @@ import time
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import cast
 
 import httpx
 import psutil
@@ -59,8 +60,7 @@ class Stream(asyncio.Protocol):
     seen: int = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
         body = {
             "model": "timed",
             "messages": [{"role": "user", "content": order(self.sentences, self.rate, self.seed)}],

@@ -15,7 +15,7 @@ import re
 import time
 from functools import lru_cache
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 _ORDER = re.compile(r"sentences=(\d+) rate=(\d+(?:\.\d+)?) seed=(\d+)")
 _STAMP = re.compile(r"t\d+\.")
@@ -75,8 +75,7 @@ class Server(asyncio.Protocol):
         self._every = self._due = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
         self._loop = asyncio.get_running_loop()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -120,7 +119,7 @@ class Server(asyncio.Protocol):
             self._end()
             return
         token = self._left.pop()
-        if token.endswith("t"):
+        if token == " t":
             token = f"{token}{time.monotonic_ns() // 1000}.\n\n"
         self._transport.write(_chunk(_FRAME % (_CHOICE % json.dumps(token))))
         if self._left:
