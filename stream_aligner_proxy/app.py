@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from stream_aligner_proxy import __version__
+from stream_aligner_proxy.aligners.beside import Shadowed
 from stream_aligner_proxy.api import errors
 from stream_aligner_proxy.api.access_log import AccessLog
 from stream_aligner_proxy.api.admission import Limits
@@ -25,15 +26,13 @@ from stream_aligner_proxy.api.gate import Gate
 from stream_aligner_proxy.api.messages_routes import messages_routes
 from stream_aligner_proxy.api.page import page_route
 from stream_aligner_proxy.api.patience import Patience
-from stream_aligner_proxy.api.plan import SCOPE_OF, Rules
 from stream_aligner_proxy.api.request_id import RequestId
 from stream_aligner_proxy.api.responses_routes import responses_routes
 from stream_aligner_proxy.api.routes import routes
 from stream_aligner_proxy.api.schemas import ChatBody
-from stream_aligner_proxy.api.service import Service, Treatment
+from stream_aligner_proxy.api.service import Service
 from stream_aligner_proxy.core.errors import ConfigError
 from stream_aligner_proxy.core.ports import Aligner, Queueing
-from stream_aligner_proxy.core.records import Mode
 from stream_aligner_proxy.core.watching import Observer
 from stream_aligner_proxy.guarding import Guarding
 from stream_aligner_proxy.observers.guard import Guarded
@@ -44,6 +43,7 @@ from stream_aligner_proxy.operating.reloading import fingerprint
 from stream_aligner_proxy.operating.shared import ProbedUpstream, Shared
 from stream_aligner_proxy.parts import (
     NamedAligner,
+    behind_breaker,
     checkpoint_paths,
     make_aligner,
     make_member,
@@ -53,10 +53,10 @@ from stream_aligner_proxy.parts import (
 from stream_aligner_proxy.settings import (
     DEFAULT,
     AlignerSettings,
-    AlignmentSettings,
     Settings,
     UpstreamSettings,
 )
+from stream_aligner_proxy.treatments import check_treatments, make_treatments
 from stream_aligner_proxy.upstream.routing.member import Member
 
 _log = logging.getLogger(__name__)
@@ -94,6 +94,7 @@ def create_app(
     members = [use.part.member for use in upstreams]
     table = make_table(settings, members)
     aligners = {use.part.name: use.part.aligner for use in loaded}
+    breakers = {use.part.name: use.part.breaker for use in loaded}
     server = settings.server
     service = Service(
         directory=Directory(
@@ -102,8 +103,9 @@ def create_app(
             declared={u.name: u.models for u in settings.upstreams if u.models is not None},
         ),
         table=table,
-        treatments=make_treatments(settings, aligners),
+        treatments=make_treatments(settings, breakers, shared.comparisons),
         aligners=aligners,
+        breakers=breakers,
         watcher=metrics,
         observer=Guarded(
             (metrics, shared.replies, guarding.spending, *own, *observers),
@@ -137,6 +139,9 @@ def create_app(
                 await one.start()
                 if isinstance(one.part.aligner, Queueing):
                     one.part.aligner.queue.waited = metrics.waited(one.part.name)
+            for treatment in service.treatments:
+                if isinstance(treatment.aligner, Shadowed):
+                    stack.push_async_callback(treatment.aligner.close)
             check_treatments(settings, service.treatments)
             # Known models are routed without asking; an upstream that is down is asked again.
             await service.directory.refresh()
@@ -204,14 +209,17 @@ def _take_parts(
     aligners: list[Use[NamedAligner]] = []
     try:
         for upstream in settings.upstreams:
-            make = partial(_make_upstream, upstream)
+            make = partial(_make_upstream, upstream, shared)
             upstreams.append(shared.upstreams.take(_upstream_key(upstream), make))
         for name, section in used_aligners(settings).items():
             if given is not None and name == DEFAULT:
-                aligners.append(shared.aligners.take(given, lambda: NamedAligner(DEFAULT, given)))
+                make_given = partial(_behind_breaker, DEFAULT, given, section, shared)
+                aligners.append(shared.aligners.take((given, section.breaker), make_given))
                 continue
             key = (name, section, fingerprint(checkpoint_paths(section)))
-            aligners.append(shared.aligners.take(key, partial(_make_aligner, section, name)))
+            aligners.append(
+                shared.aligners.take(key, partial(_make_aligner, section, name, shared))
+            )
     except ConfigError:
         _drop(upstreams, aligners)
         raise
@@ -225,12 +233,18 @@ def _drop(upstreams: Sequence[Use[ProbedUpstream]], aligners: Sequence[Use[Named
         aligner.drop()
 
 
-def _make_upstream(settings: UpstreamSettings) -> ProbedUpstream:
-    return ProbedUpstream(*make_member(settings))
+def _make_upstream(settings: UpstreamSettings, shared: Shared) -> ProbedUpstream:
+    return ProbedUpstream(*make_member(settings, shared.breakers.of("upstream", settings.name)))
 
 
-def _make_aligner(settings: AlignerSettings, name: str) -> NamedAligner:
-    return NamedAligner(name, make_aligner(settings, name))
+def _make_aligner(settings: AlignerSettings, name: str, shared: Shared) -> NamedAligner:
+    return _behind_breaker(name, make_aligner(settings, name), settings, shared)
+
+
+def _behind_breaker(
+    name: str, aligner: Aligner, settings: AlignerSettings, shared: Shared
+) -> NamedAligner:
+    return behind_breaker(name, aligner, settings.breaker, shared.breakers.of("aligner", name))
 
 
 def _upstream_key(settings: UpstreamSettings) -> object:
@@ -246,42 +260,6 @@ async def _probed(upstreams: Sequence[ProbedUpstream], seconds: float) -> None:
         task.cancel()
 
 
-def make_treatments(settings: Settings, aligners: Mapping[str, Aligner]) -> list[Treatment]:
-    """One for each route, or a single one where there is none."""
-    if not settings.routes:
-        return [_treatment(settings.alignment, DEFAULT, aligners[DEFAULT])]
-    return [
-        _treatment(
-            route.alignment or settings.alignment,
-            route.aligner or DEFAULT,
-            aligners[route.aligner or DEFAULT],
-            route.model,
-        )
-        for route in settings.routes
-    ]
-
-
-def check_treatments(settings: Settings, treatments: Sequence[Treatment]) -> None:
-    """Raises `ConfigError` for what an aligner cannot do; they must have been started."""
-    for number, treatment in enumerate(treatments):
-        own = bool(settings.routes) and settings.routes[number].alignment is not None
-        _check(treatment, f"routes[{number}].alignment" if own else "alignment")
-
-
-def _treatment(
-    alignment: AlignmentSettings, name: str, aligner: Aligner, route: str = DEFAULT
-) -> Treatment:
-    rules = Rules(
-        alignment.mode,
-        alignment.allow_override,
-        alignment.provenance,
-        alignment.structured_output == "pass",
-        alignment.strength,
-        alignment.logprobs == "unchanged",
-    )
-    return Treatment(name, aligner, rules, alignment.policy, route)
-
-
 def _count_queues(aligners: Mapping[str, Aligner]) -> list[tuple[str, int]]:
     """How many reviews wait for each aligner that has a queue."""
     return [
@@ -294,24 +272,6 @@ def _count_queues(aligners: Mapping[str, Aligner]) -> list[tuple[str, int]]:
 def _state(member: Member) -> UpstreamState:
     found = member.found()
     return UpstreamState(member.name, member.health.usable, str(found["way"]), str(found["class"]))
-
-
-def _check(treatment: Treatment, where: str) -> None:
-    """A route's own mode must be one its aligner can work in, its strength one it obeys."""
-    mode, aligner = treatment.rules.mode, treatment.aligner
-    least, most = aligner.strengths
-    if not least <= treatment.rules.strength <= most:
-        able = f"it obeys {least:g} to {most:g}" if least < most else f"it can only be {least:g}"
-        raise ConfigError(
-            f"{where}.strength: the aligner {aligner.name} cannot be dialled to "
-            f"{treatment.rules.strength:g}: {able}"
-        )
-    if mode is not Mode.OFF and SCOPE_OF[mode] not in aligner.scopes:
-        able = ", ".join(m for m in Mode if m is Mode.OFF or SCOPE_OF[m] in aligner.scopes)
-        raise ConfigError(
-            f"{where}.mode: the aligner {aligner.name} cannot work in mode {mode}; "
-            f"it can in: {able}"
-        )
 
 
 def _document_body(app: FastAPI) -> None:

@@ -8,11 +8,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stream_aligner_proxy.app import check_treatments, make_treatments
 from stream_aligner_proxy.core.errors import ConfigError, UpstreamError
 from stream_aligner_proxy.core.ports import Aligner
-from stream_aligner_proxy.parts import make_aligner, make_member, start_aligner, used_aligners
+from stream_aligner_proxy.parts import (
+    behind_breaker,
+    make_aligner,
+    make_member,
+    start_aligner,
+    used_aligners,
+)
 from stream_aligner_proxy.settings import Settings, UpstreamSettings
+from stream_aligner_proxy.treatments import check_treatments, make_treatments
 from stream_aligner_proxy.upstream.prober import Prober
 from stream_aligner_proxy.upstream.routing.member import Member
 from stream_aligner_proxy.upstream.routing.patterns import Pattern
@@ -117,7 +123,11 @@ async def check(settings: Settings, *, load_aligners: bool = True) -> Report:
             for name, settings_ in used_aligners(settings).items()
         ]
         if load_aligners and not any(row.error for row in rows):
-            check_treatments(settings, make_treatments(settings, aligners))
+            behind = {
+                name: behind_breaker(name, aligners[name], own.breaker).breaker
+                for name, own in used_aligners(settings).items()
+            }
+            check_treatments(settings, make_treatments(settings, behind))
     finally:
         for member, _ in made:
             await member.aclose()

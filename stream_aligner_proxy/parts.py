@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stream_aligner_proxy.aligners import registry
+from stream_aligner_proxy.aligners.breaker import AlignerBreaker
 from stream_aligner_proxy.core.errors import ConfigError
+from stream_aligner_proxy.core.health import Health, HealthWatcher
 from stream_aligner_proxy.core.ports import Aligner
 from stream_aligner_proxy.settings import (
     DEFAULT,
     AlignerSettings,
+    BreakerSettings,
+    CandidateSettings,
     FallbackSettings,
+    RouteSettings,
     Settings,
     TargetSettings,
     UpstreamSettings,
@@ -44,13 +49,33 @@ def make_upstream(settings: UpstreamSettings) -> HttpUpstream:
 
 @dataclass(frozen=True, slots=True)
 class NamedAligner:
-    """An aligner with the name it is configured by."""
+    """An aligner with the name it is configured by. `breaker` is what reviews go through."""
 
     name: str
     aligner: Aligner
+    breaker: AlignerBreaker
 
 
-def make_member(settings: UpstreamSettings) -> tuple[Member, Prober]:
+def behind_breaker(
+    name: str, aligner: Aligner, settings: BreakerSettings, watcher: HealthWatcher | None = None
+) -> NamedAligner:
+    return NamedAligner(name, aligner, AlignerBreaker(aligner, _health(settings, watcher), name))
+
+
+def _health(settings: BreakerSettings, watcher: HealthWatcher | None, *, trials: int = 1) -> Health:
+    return Health(
+        threshold=settings.failures,
+        shortest_pause=settings.pause,
+        longest_pause=settings.longest_pause,
+        trials=trials,
+        enforced=settings.enabled,
+        watcher=watcher,
+    )
+
+
+def make_member(
+    settings: UpstreamSettings, watcher: HealthWatcher | None = None
+) -> tuple[Member, Prober]:
     """The client with its terms, and what finds out how it continues. Raises `ConfigError`."""
     client = make_upstream(settings)
     terms = Terms(
@@ -62,7 +87,8 @@ def make_member(settings: UpstreamSettings) -> tuple[Member, Prober]:
     )
 
     prober = Prober(client, enabled=settings.probe, model=settings.probe_model)
-    return Member(client, terms, found=lambda: prober.state), prober
+    health = _health(settings.breaker, watcher, trials=settings.breaker.trials)
+    return Member(client, terms, found=lambda: prober.state, health=health), prober
 
 
 def make_table(settings: Settings, members: Sequence[Member]) -> Table | None:
@@ -87,7 +113,18 @@ def used_aligners(settings: Settings) -> dict[str, AlignerSettings]:
     """Those that some route uses, by name: only they are loaded."""
     known = {DEFAULT: settings.aligner, **settings.aligners}
     used = {route.aligner or DEFAULT for route in settings.routes} or {DEFAULT}
+    for route in settings.routes or (None,):
+        if candidate := candidate_of(settings, route):
+            used.add(candidate.aligner)
     return {name: aligner for name, aligner in known.items() if name in used}
+
+
+def candidate_of(settings: Settings, route: RouteSettings | None) -> CandidateSettings | None:
+    """What is tried beside the aligner of `route`, None for that of all requests."""
+    if route is None:
+        return settings.candidate
+    # The section's own candidate is compared with the section's own aligner.
+    return route.candidate or (settings.candidate if route.aligner is None else None)
 
 
 def checkpoint_paths(settings: AlignerSettings) -> list[Path]:

@@ -12,6 +12,7 @@ from stream_aligner_proxy.settings import (
     AlignerSettings,
     AlignmentSettings,
     AuditSettings,
+    CandidateSettings,
     FallbackSettings,
     RouteSettings,
     ServerSettings,
@@ -21,6 +22,7 @@ from stream_aligner_proxy.settings import (
     UpstreamSettings,
 )
 from stream_aligner_proxy.settings.access import KeySettings, RedisSettings
+from stream_aligner_proxy.settings.breakers import UpstreamBreakerSettings
 from stream_aligner_proxy.upstream.dialects import DIALECTS
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +33,8 @@ def test_every_configuration_key_and_dialect_is_documented():
     text = (ROOT / "docs" / "configuration.md").read_text()
     keys = {f"timeouts.{key}" for key in Timeouts.model_fields}
     keys |= {f"redis.{key}" for key in RedisSettings.model_fields}
+    keys |= {f"breaker.{key}" for key in UpstreamBreakerSettings.model_fields}
+    keys |= {field.alias or name for name, field in CandidateSettings.model_fields.items()}
     for section in (
         UpstreamSettings,
         RouteSettings,
@@ -44,7 +48,7 @@ def test_every_configuration_key_and_dialect_is_documented():
         AccessSettings,
         KeySettings,
     ):
-        keys |= set(section.model_fields) - {"timeouts"}
+        keys |= set(section.model_fields) - {"timeouts", "breaker"}
     for name in (*keys, *DIALECTS, *PROFILES):
         assert f"`{name}`" in text, f"{name} is not in docs/configuration.md"
 

@@ -18,7 +18,7 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import Any
 
-from stream_aligner_proxy.core.errors import ConfigError, ReviewError
+from stream_aligner_proxy.core.errors import ConfigError, Unreviewable
 from stream_aligner_proxy.core.prompts import END, KEEP, PromptProfile, Revision, Segment
 from stream_aligner_proxy.core.records import Review
 
@@ -163,7 +163,7 @@ class Encoder:
         if not self.forbidden.isdisjoint(ids):
             ids = [token for character in segment.text for token in self._data(character)]
             if not self.forbidden.isdisjoint(ids):
-                raise ReviewError("the text holds a character that is a control token")
+                raise Unreviewable("the text holds a character that is a control token")
         return tuple(ids)
 
     def _data(self, text: str) -> list[int]:

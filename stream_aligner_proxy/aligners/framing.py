@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from stream_aligner_proxy.aligners.encoding import Encoder
-from stream_aligner_proxy.core.errors import ReviewError
+from stream_aligner_proxy.core.errors import Unreviewable
 from stream_aligner_proxy.core.prompts import END, KEEP, PromptProfile, Revision, fit
 from stream_aligner_proxy.core.records import Review, Turn, Verdict
 
@@ -38,10 +38,10 @@ def frame(encoder: Encoder, review: Review, window: int, max_new: Callable[[int]
     room = min(max_new(len(draft)), max(free // 2, len(draft)))
     budget = window - encoder.overhead - room
     if budget <= 0:
-        raise ReviewError("the sentence does not fit the aligner's window")
+        raise Unreviewable("the sentence does not fit the aligner's window")
     prompt = encoder.prompt(fit(review, encoder.profile, encoder.count, budget))
     if len(prompt) + room > window:
-        raise ReviewError("the review does not fit the aligner's window")
+        raise Unreviewable("the review does not fit the aligner's window")
     return Framed(prompt, draft, room)
 
 
@@ -65,7 +65,7 @@ def judge(profile: PromptProfile, revision: Revision, review: Review) -> Verdict
     """The verdict, without token counts. Raises `ReviewError` for what nobody can trust."""
     for control in revision.controls:
         if control not in (KEEP, END):
-            raise ReviewError(f"the aligner wrote the control token {control}")
+            raise Unreviewable(f"the aligner wrote the control token {control}")
     if "\ufffd" in revision.text and "\ufffd" not in review.sentence:
-        raise ReviewError("the aligner's revision is not valid text")
+        raise Unreviewable("the aligner's revision is not valid text")
     return profile.read(revision, review)

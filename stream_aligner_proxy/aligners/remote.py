@@ -28,7 +28,7 @@ from stream_aligner_proxy.aligners.vocabulary import (
     choose_profile,
     load_vocabulary,
 )
-from stream_aligner_proxy.core.errors import ConfigError, ReviewError
+from stream_aligner_proxy.core.errors import ConfigError, ReviewError, Unreviewable
 from stream_aligner_proxy.core.ports import Progress
 from stream_aligner_proxy.core.records import NEUTRAL, Review, Scope, Verdict
 
@@ -148,7 +148,7 @@ class RemoteAligner:
         if self._closed:
             raise ReviewError(_CLOSED)
         if review.scope not in self.scopes:
-            raise ReviewError(f"the aligner's profile cannot review a {review.scope}")
+            raise Unreviewable(f"the aligner's profile cannot review a {review.scope}")
         try:
             async with asyncio.timeout(self._timeout) as deadline:
                 async with self.queue.place():

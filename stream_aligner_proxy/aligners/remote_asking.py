@@ -24,7 +24,7 @@ from stream_aligner_proxy.aligners.remote_wire import (
     holds_mark,
 )
 from stream_aligner_proxy.aligners.telling import Telling
-from stream_aligner_proxy.core.errors import ReviewError
+from stream_aligner_proxy.core.errors import ReviewError, Unreviewable
 from stream_aligner_proxy.core.ports import Progress
 from stream_aligner_proxy.core.records import NEUTRAL, Review, Verdict
 
@@ -55,10 +55,10 @@ class Asking:
         """The request. Raises `ReviewError` for what this server cannot do."""
         abilities = _known(server)
         if self._dialled and not (abilities.chances and self._encoder.keep is not None):
-            raise ReviewError("the aligner's server cannot be dialled: it tells no chances")
+            raise Unreviewable("the aligner's server cannot be dialled: it tells no chances")
         data = self._encoder.profile.render(self._review)
         if not abilities.ids and holds_mark(data, self._encoder):
-            raise ReviewError(
+            raise Unreviewable(
                 "the text holds the name of a control token, and the aligner's server gives no ids"
             )
         return body(
@@ -99,7 +99,7 @@ class Asking:
         if finish is None and not answer.over:
             raise BrokeOff()
         if finish not in (None, "stop", "length"):
-            raise ReviewError(f"the aligner's server ended the revision: {finish!r}")
+            raise Unreviewable(f"the aligner's server ended the revision: {finish!r}")
         revision = answer.revision(finished=finish == "stop")
         verdict = judge(self._encoder.profile, revision, self._review)
         return self._counted(verdict, answer.size)
@@ -108,7 +108,7 @@ class Asking:
         """The first token that the dial chooses, and the one that the model did."""
         encoder = self._encoder
         if not piece.chances or piece.token is None:
-            raise ReviewError("the aligner's server left out the chances of the first token")
+            raise Unreviewable("the aligner's server left out the chances of the first token")
         assert encoder.keep is not None
         meant = piece.token if isinstance(piece.token, int) else encoder.token_of(piece.token)
         chances = by_id(piece.chances, encoder)
@@ -116,7 +116,9 @@ class Asking:
             del chances[token]
         chosen = decide(chances, encoder.keep, self._review.strength)
         if chosen < 0 and meant == encoder.keep:
-            raise ReviewError("the aligner's server names a token that the tokenizer does not know")
+            raise Unreviewable(
+                "the aligner's server names a token that the tokenizer does not know"
+            )
         return chosen, meant
 
     def _counted(self, verdict: Verdict, written: int) -> Verdict:

@@ -31,6 +31,10 @@ class Refused(ReviewError):
         self.http = http
         self.detail = detail
 
+    @property
+    def illness(self) -> bool:
+        return self.http is None or self.http >= 500
+
     def hide(self, secret: str | None) -> None:
         """Clip what the server said, and take out what must not be told on: some echo the key."""
         clean = self.detail.replace(secret, "…") if secret else self.detail

@@ -16,7 +16,7 @@ from stream_aligner_proxy.aligners.local_engine import Load, LocalEngine, Option
 from stream_aligner_proxy.aligners.options import MaxNew, Sampling, check
 from stream_aligner_proxy.aligners.queueing import Place, Queue
 from stream_aligner_proxy.aligners.worker import Job, Worker
-from stream_aligner_proxy.core.errors import ConfigError, ReviewError
+from stream_aligner_proxy.core.errors import ConfigError, ReviewError, Unreviewable
 from stream_aligner_proxy.core.ports import Progress
 from stream_aligner_proxy.core.records import Review, Scope, Verdict
 
@@ -140,7 +140,7 @@ class TransformersAligner:
         if not self._started:
             raise ReviewError("the aligner is not started")
         if review.scope not in self.scopes:
-            raise ReviewError(f"the aligner's profile cannot review a {review.scope}")
+            raise Unreviewable(f"the aligner's profile cannot review a {review.scope}")
         try:
             async with asyncio.timeout(self._timeout):
                 async with self.queue.place() as place:

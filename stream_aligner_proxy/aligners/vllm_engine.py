@@ -23,7 +23,7 @@ from stream_aligner_proxy.aligners.telling import Telling
 from stream_aligner_proxy.aligners.vllm_launch import Launch
 from stream_aligner_proxy.aligners.vllm_plan import Draft, Plan, load, marks_of, rank_of
 from stream_aligner_proxy.aligners.vocabulary import DEFAULT_WINDOW, choose_profile
-from stream_aligner_proxy.core.errors import ConfigError, ReviewError
+from stream_aligner_proxy.core.errors import ConfigError, ReviewError, Unreviewable
 from stream_aligner_proxy.core.ports import Progress
 from stream_aligner_proxy.core.records import NEUTRAL, Review, Scope, Verdict
 
@@ -140,7 +140,7 @@ class VllmAligner:
         if self._engine is None:
             raise ReviewError("the aligner is not started")
         if review.scope not in self.scopes:
-            raise ReviewError(f"the aligner's profile cannot review a {review.scope}")
+            raise Unreviewable(f"the aligner's profile cannot review a {review.scope}")
         try:
             async with asyncio.timeout(self._timeout):
                 async with self.queue.place():
@@ -314,6 +314,6 @@ class VllmAligner:
             raise ReviewError("vLLM's engine is dead") from None
         except (EngineGenerateError, ValueError) as error:
             cause = error.__cause__ or error
-            raise ReviewError(f"vLLM refused the review: {cause}") from error
+            raise Unreviewable(f"vLLM refused the review: {cause}") from error
         finally:
             self._running.discard(number)

@@ -25,7 +25,7 @@ from stream_aligner_proxy.aligners.decoding import Batch
 from stream_aligner_proxy.aligners.queueing import Place
 from stream_aligner_proxy.aligners.row import Row
 from stream_aligner_proxy.aligners.telling import Telling
-from stream_aligner_proxy.core.errors import ReviewError
+from stream_aligner_proxy.core.errors import ReviewError, Unreviewable
 from stream_aligner_proxy.core.ports import Progress
 from stream_aligner_proxy.core.records import Review, Verdict
 
@@ -215,7 +215,7 @@ class Worker:
             job.fail(error)
         except Exception as error:
             log.exception("a review could not be encoded")
-            job.fail(ReviewError(f"the aligner failed: {type(error).__name__}"))
+            job.fail(Unreviewable(f"the aligner failed: {type(error).__name__}"))
         else:
             self._running[row] = job
             return row
@@ -248,7 +248,7 @@ class Worker:
                 job.fail(error)
             except Exception as error:
                 log.exception("a revision could not be read")
-                job.fail(ReviewError(f"the aligner failed: {type(error).__name__}"))
+                job.fail(Unreviewable(f"the aligner failed: {type(error).__name__}"))
 
     def _tell(self, row: Row) -> None:
         telling = self._running[row].telling

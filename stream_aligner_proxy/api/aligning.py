@@ -159,9 +159,8 @@ class Alignment:
         mode = Mode.WHOLE if scope == "whole" else Mode.STREAM
         if item.strength is not None:
             check_strength(item.strength, treatment.aligner.strengths, "strength")
-        policy = treatment.policy(
-            mode, treatment.rules.strength if item.strength is None else item.strength
-        )
+        strength = treatment.rules.strength if item.strength is None else item.strength
+        policy = treatment.policy(mode, strength)
         if scope == "whole" and len(item.answer) > policy.max_whole_chars:
             raise RequestError(
                 f"Invalid value for 'answer': it has {len(item.answer)} characters, and as a whole "
@@ -170,6 +169,7 @@ class Alignment:
                 code="invalid_value",
             )
         asked = ChatRequest(item.model or "", {}, conversation, request_id=self._id)
+        treatment = treatment.for_reply(asked, mode, strength)
         session = Session(
             asked,
             upstream=GivenAnswer(item.answer),

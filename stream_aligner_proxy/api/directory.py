@@ -16,7 +16,7 @@ from stream_aligner_proxy.core.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from stream_aligner_proxy.upstream.routing.member import Member
+from stream_aligner_proxy.upstream.routing.member import Member, down
 from stream_aligner_proxy.upstream.routing.patterns import Pattern
 from stream_aligner_proxy.upstream.routing.table import Table, Target, Targets
 
@@ -133,6 +133,10 @@ class Directory:
 
     async def _ask(self, upstream: Member) -> None:
         if upstream.name in self._declared:
+            return
+        if upstream.health.shut:
+            # Nobody is to wait for it: a request that names no known model would.
+            self._failures.setdefault(upstream.name, down([upstream]))
             return
         try:
             async with asyncio.timeout(_LIST_SECONDS):

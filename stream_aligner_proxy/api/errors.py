@@ -19,6 +19,7 @@ from stream_aligner_proxy.api.service import Service
 from stream_aligner_proxy.core.errors import (
     ProxyError,
     RequestError,
+    UpstreamDown,
     UpstreamGarbled,
     UpstreamRejected,
     UpstreamTimeout,
@@ -28,7 +29,7 @@ from stream_aligner_proxy.core.errors import (
 _log = logging.getLogger(__name__)
 
 # These messages are the proxy's own words; others may repeat a client's or an upstream's.
-_TELLING = (UpstreamUnreachable, UpstreamTimeout, UpstreamGarbled)
+_TELLING = (UpstreamUnreachable, UpstreamDown, UpstreamTimeout, UpstreamGarbled)
 
 
 def answer(

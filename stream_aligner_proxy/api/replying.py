@@ -60,7 +60,7 @@ def check_choices(service: Service, plan: Plan) -> None:
 def planned(
     service: Service, request: Request, raw: Mapping[str, Any], body: ChatBody
 ) -> tuple[Treatment, Plan]:
-    """How the reply is to be treated. Raises `RequestError`."""
+    """How the reply is to be treated. Raises `RequestError`, and `AlignerUnavailable`."""
     if len(body.messages) > service.max_messages:
         raise RequestError(
             f"Invalid value for 'messages': {service.max_messages} at most, and these are "
@@ -83,8 +83,9 @@ def planned(
         headers=forwarded(request),
         request_id=request_id_of(request.scope),
     )
+    chosen = treatment.for_reply(plan.request, plan.mode, plan.strength)
     own = replace(plan, path=path_of(request), key=key_of(request), route=treatment.route)
-    return treatment, own
+    return chosen, own
 
 
 def relay(

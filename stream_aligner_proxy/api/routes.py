@@ -73,7 +73,7 @@ def routes(service: Service) -> APIRouter:
         # One upstream that answers is enough to serve its models.
         states = service.aligner_states()
         aligner = next((state for state in states.values() if state != "ok"), "ok")
-        ready = aligner == "ok" and "ok" in upstreams.values()
+        ready = service.reviews() and "ok" in upstreams.values()
         leaving = service.admission.leaving
         answer = {
             "status": "draining" if leaving else "ready" if ready else "unready",

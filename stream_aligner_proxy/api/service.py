@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+from stream_aligner_proxy.aligners.breaker import AlignerBreaker
 from stream_aligner_proxy.api.admission import Admission
+from stream_aligner_proxy.api.canary import Canary, Refusal, never
 from stream_aligner_proxy.api.directory import Directory
 from stream_aligner_proxy.api.patience import Patience
 from stream_aligner_proxy.api.plan import SCOPE_OF, Rules
@@ -19,15 +21,46 @@ from stream_aligner_proxy.upstream.routing.table import Table
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A new aligner beside a route's own, as configured. `canary` is there where it is one."""
+
+    name: str
+    aligner: Aligner
+    kind: Literal["shadow", "canary"]
+    percent: float
+    canary: Canary | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Treatment:
     """How the replies of a route are aligned. `aligner_name` is the configured one, `route` the
-    pattern of the model, `default` where there are no routes."""
+    pattern of the model, `default` where there are no routes. `refusal` says why the aligner is not
+    asked now."""
 
     aligner_name: str
     aligner: Aligner
     rules: Rules
     policy: Callable[[Mode, float], Policy]
     route: str = "default"
+    refusal: Refusal = never
+    candidate: Candidate | None = None
+
+    def for_reply(self, request: ChatRequest, mode: Mode, strength: float) -> "Treatment":
+        """The same with the aligner that reviews this reply. Raises `AlignerUnavailable` where a
+        reply that must be reviewed cannot be: before the upstream writes what nobody will get."""
+        if mode is Mode.OFF:
+            return self
+        chosen = self
+        if self.candidate is not None and self.candidate.canary is not None:
+            who = self.candidate.canary.choose(request, SCOPE_OF[mode], strength)
+            chosen = replace(self, aligner_name=who.name, aligner=who.aligner, refusal=who.refusal)
+        if self.fails_closed(mode, strength) and (refusal := chosen.refusal()):
+            raise refusal
+        return chosen
+
+    def fails_closed(self, mode: Mode, strength: float) -> bool:
+        """Whether a reply ends where its review fails."""
+        return mode in (Mode.STREAM, Mode.WHOLE) and not self.policy(mode, strength).fail_open
 
     def modes(self) -> list[Mode]:
         """The modes that a request may choose and the aligner can work in."""
@@ -51,14 +84,15 @@ class Loaded:
 @dataclass(slots=True)
 class Service:
     """The parts of a running proxy. `treatments`: one for each route of the `table`, or a single
-    one where there is none. `aligners` by their configured names, the first the default one.
-    `access`: what `/status` tells of it. `sign_in`: the header in which clients show a key, None
-    where they need none. `ready` is set when they have been loaded."""
+    one where there is none. `aligners` and their `breakers` by their configured names, the first
+    the default one. `access`: what `/status` tells of it. `sign_in`: the header in which clients
+    show a key, None where they need none. `ready` is set when they have been loaded."""
 
     directory: Directory
     table: Table | None
     treatments: Sequence[Treatment]
     aligners: Mapping[str, Aligner]
+    breakers: Mapping[str, AlignerBreaker]
     watcher: Watcher
     observer: Observer
     count_error: Callable[[ProxyError], None]
@@ -90,8 +124,20 @@ class Service:
         return Lease(targets, request, self.watcher)
 
     def aligner_states(self) -> dict[str, str]:
-        """By name: `loading`, `ok`, or `failed`: it was ready once and will not be again."""
+        """By name: `loading`, `failed` (it cannot review), or as its breaker is: `ok`, `open`,
+        `half-open`."""
         return {
-            name: ("ok" if aligner.ready else "failed") if self.ready else "loading"
-            for name, aligner in self.aligners.items()
+            name: (breaker.state if breaker.ready else "failed") if self.ready else "loading"
+            for name, breaker in self.breakers.items()
         }
+
+    def reviews(self) -> bool:
+        """Whether every route can review what it must: one that fails open, or delivers the
+        original anyway, does without."""
+        states = self.aligner_states()
+        needed = {
+            one.aligner_name
+            for one in self.treatments
+            if one.fails_closed(one.rules.mode, one.rules.strength)
+        }
+        return self.ready and all(states[name] in ("ok", "half-open") for name in needed)

@@ -47,7 +47,14 @@ def _aim(aim: Aim) -> dict[str, Any]:
 
 
 def _treatment(treatment: Treatment) -> dict[str, Any]:
-    return {"aligner": treatment.aligner_name, "mode": treatment.rules.mode}
+    candidate, rules = treatment.candidate, treatment.rules
+    return {
+        "aligner": treatment.aligner_name,
+        "mode": rules.mode,
+        "fail_open": treatment.policy(rules.mode, rules.strength).fail_open,
+        "candidate": candidate
+        and {"aligner": candidate.name, "as": candidate.kind, "percent": candidate.percent},
+    }
 
 
 def upstream_report(member: Member) -> dict[str, Any]:

@@ -9,11 +9,14 @@
     ├── DeadlineExceeded        504  the whole reply took longer than it may
     ├── UpstreamError           502
     │   ├── UpstreamUnreachable 502  refused, reset, DNS, TLS
+    │   ├── UpstreamDown        503  it is not even asked: its breaker is open
     │   ├── UpstreamTimeout     504  connect, first byte, or silence in the middle
     │   ├── UpstreamRejected    the upstream's own status and message
     │   ├── UpstreamGarbled     502  not SSE, not JSON, or cut off before its end
     │   └── ContinuationFailed  502  it would not write on from a given text
     ├── ReviewError             502  the aligner failed; nothing unreviewed is delivered
+    │   ├── Unreviewable        502  this text cannot be reviewed, however well the aligner is
+    │   └── AlignerUnavailable  503  it is not even asked: its breaker is open
     └── ConfigError             never sent: start-up fails with the key's name
 
 Messages are shown to clients: they never hold a key, a header or an address with a password.
@@ -105,6 +108,17 @@ class UpstreamUnreachable(UpstreamError):
     code = "upstream_unreachable"
 
 
+class UpstreamDown(UpstreamError):
+    """No upstream that could write the reply is asked at present. `retry-after` says until when."""
+
+    status = 503
+    code = "upstream_unreachable"
+
+    @property
+    def transient(self) -> bool:
+        return False  # asked again at once, the answer would be the same
+
+
 class UpstreamTimeout(UpstreamError):
     status = 504
     code = "upstream_timeout"
@@ -143,6 +157,29 @@ class ReviewError(ProxyError):
     status = 502
     type = "aligner_error"
     code = "review_failed"
+
+    @property
+    def illness(self) -> bool:
+        """Whether it speaks against the aligner itself, and not against one text. What a client can
+        bring about by what it writes must not: the breaker would open for everybody."""
+        return True
+
+
+class Unreviewable(ReviewError):
+    @property
+    def illness(self) -> bool:
+        return False
+
+
+class AlignerUnavailable(ReviewError):
+    """The aligner is not asked at present. `retry-after` says until when."""
+
+    status = 503
+    code = "aligner_unavailable"
+
+    @property
+    def illness(self) -> bool:
+        return False
 
 
 class ConfigError(Exception):

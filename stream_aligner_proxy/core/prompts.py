@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from stream_aligner_proxy.core.errors import ReviewError
+from stream_aligner_proxy.core.errors import Unreviewable
 from stream_aligner_proxy.core.records import Review, Scope, Turn, Verdict
 from stream_aligner_proxy.core.sentences import split
 
@@ -93,7 +93,7 @@ class PromptProfile(Protocol):
 
 def _unfinished(revision: Revision) -> None:
     if not revision.finished:
-        raise ReviewError("the aligner's revision did not come to an end within its length limit")
+        raise Unreviewable("the aligner's revision did not come to an end within its length limit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class Compact:
         text = revision.text.strip()
         if KEEP in revision.controls:
             if text:
-                raise ReviewError("the aligner said keep and wrote a revision as well")
+                raise Unreviewable("the aligner said keep and wrote a revision as well")
             return Verdict(None, end)
         return Verdict(None if text == review.sentence else text, end)
 
@@ -279,7 +279,7 @@ def fit(review: Review, profile: PromptProfile, count: CountTokens, budget: int)
     bare = replace(review, conversation=(), committed="")
     room = budget - size(bare)
     if room < 0:
-        raise ReviewError("the sentence does not fit the aligner's window")
+        raise Unreviewable("the sentence does not fit the aligner's window")
     # Tokens of parts need not add up to those of the whole (defused marks, merges across borders),
     # so what comes out is measured, and cut shorter where it is still too long.
     slack = 0

@@ -8,6 +8,8 @@ from stream_aligner_proxy.api.admission import Admission
 from stream_aligner_proxy.api.response_store import ResponseStore
 from stream_aligner_proxy.api.service import Loaded
 from stream_aligner_proxy.observers.audit_counts import audit_counts
+from stream_aligner_proxy.observers.breakers import BreakerCounts
+from stream_aligner_proxy.observers.comparing import ComparisonCounts
 from stream_aligner_proxy.observers.lag import Lag
 from stream_aligner_proxy.observers.metrics import Metrics
 from stream_aligner_proxy.observers.replies import Replies
@@ -39,7 +41,7 @@ async def _start_aligner(named: NamedAligner) -> None:
 
 
 async def _close_aligner(named: NamedAligner) -> None:
-    await named.aligner.close()
+    await named.breaker.close()
 
 
 async def _start_limiter(limiter: Limiter) -> None:
@@ -59,6 +61,8 @@ class Shared:
         self.metrics = Metrics()
         self.replies = Replies(content=server.log_content)
         self.lag = Lag()
+        self.breakers = BreakerCounts(self.metrics.registry)
+        self.comparisons = ComparisonCounts(self.metrics.registry)
         self.admission = Admission(self.metrics.shed)
         self.audit_counts = audit_counts(self.metrics.registry)
         self.observers = observer_pool()

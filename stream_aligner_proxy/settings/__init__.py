@@ -18,12 +18,15 @@ from stream_aligner_proxy.configfile import merge_environment, parse_yaml
 from stream_aligner_proxy.core.errors import ConfigError
 from stream_aligner_proxy.settings.access import AccessSettings, checked_access
 from stream_aligner_proxy.settings.base import Name, Section, sendable
+from stream_aligner_proxy.settings.breakers import BreakerSettings
+from stream_aligner_proxy.settings.candidate import CandidateSettings
 from stream_aligner_proxy.settings.explaining import explain
 from stream_aligner_proxy.settings.observing import AuditSettings, TracingSettings
 from stream_aligner_proxy.settings.routes import (
     FallbackSettings,
     RouteSettings,
     TargetSettings,
+    check_candidate,
     check_routes,
     with_alignment,
 )
@@ -40,6 +43,8 @@ __all__ = [
     "AlignerSettings",
     "AlignmentSettings",
     "AuditSettings",
+    "BreakerSettings",
+    "CandidateSettings",
     "FallbackSettings",
     "RouteSettings",
     "ServerSettings",
@@ -63,6 +68,7 @@ class Settings(Section):
     upstreams: Annotated[tuple[UpstreamSettings, ...], Field(min_length=1)]
     aligner: AlignerSettings
     aligners: dict[Name, AlignerSettings] = Field(default_factory=dict)
+    candidate: CandidateSettings | None = None
     routes: tuple[RouteSettings, ...] = ()
     alignment: AlignmentSettings = AlignmentSettings()
     server: ServerSettings = ServerSettings()
@@ -128,6 +134,12 @@ def build(
     }
     check_server(settings.server)
     check_routes(settings.routes, [upstream.name for upstream in upstreams], list(named))
+    if settings.candidate is not None:
+        check_candidate(settings.candidate, None, "candidate", list(named))
+        if settings.routes and all(route.aligner is not None for route in settings.routes):
+            raise ConfigError(
+                "candidate: every route has an aligner of its own; give the routes their candidates"
+            )
     return settings.model_copy(
         update={
             "upstreams": upstreams,

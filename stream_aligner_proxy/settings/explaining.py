@@ -19,7 +19,7 @@ def _allowed_keys(root: type[BaseModel], location: tuple[int | str, ...]) -> lis
     for step in location[:-1]:
         if isinstance(step, str) and step in section.model_fields:
             section = _section_of(section.model_fields[step].annotation) or section
-    return list(section.model_fields)
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def _section_of(annotation: object) -> type[BaseModel] | None:

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 
 from stream_aligner_proxy.core.errors import ConfigError
 from stream_aligner_proxy.settings.base import Name, Section
+from stream_aligner_proxy.settings.candidate import CandidateSettings
 from stream_aligner_proxy.settings.sections import AlignmentSettings
 from stream_aligner_proxy.settings.upstreams import pattern
 from stream_aligner_proxy.upstream.routing.patterns import Pattern
@@ -31,7 +32,9 @@ class TargetSettings(FallbackSettings):
 class RouteSettings(Section):
     """What becomes of requests for `model`, a name or a pattern with one `*`.
 
-    `alignment`: the keys that differ from the section of that name.
+    `alignment`: the keys that differ from the section of that name. `candidate`: a new aligner
+    beside the route's own; by default that of the section of that name, where the route has no
+    `aligner` of its own.
     """
 
     model: Annotated[str, AfterValidator(pattern)]
@@ -39,6 +42,7 @@ class RouteSettings(Section):
     fallback: tuple[FallbackSettings, ...] = ()
     aligner: Name | None = None
     alignment: AlignmentSettings | None = None
+    candidate: CandidateSettings | None = None
 
 
 def with_alignment(data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -73,11 +77,27 @@ def check_routes(
                     f"{where}.model: is never reached, for routes[{before}] takes all that fits; "
                     "put it before that one"
                 )
-        if route.aligner is not None and route.aligner not in aligners:
-            raise ConfigError(
-                f"{where}.aligner: unknown aligner; in `aligners` are: {', '.join(aligners) or '-'}"
-            )
+        if route.aligner is not None:
+            _check_aligner(route.aligner, f"{where}.aligner", aligners)
+        if route.candidate is not None:
+            check_candidate(route.candidate, route.aligner, f"{where}.candidate", aligners)
         _check_targets(route, where, upstreams)
+
+
+def check_candidate(
+    candidate: CandidateSettings, current: str | None, where: str, aligners: Sequence[str]
+) -> None:
+    """Raises `ConfigError`. `current` is the route's own aligner."""
+    _check_aligner(candidate.aligner, f"{where}.aligner", aligners)
+    if candidate.aligner == current:
+        raise ConfigError(f"{where}.aligner: is the aligner that it would be compared with")
+
+
+def _check_aligner(name: str, key: str, aligners: Sequence[str]) -> None:
+    if name not in aligners:
+        raise ConfigError(
+            f"{key}: unknown aligner; in `aligners` are: {', '.join(aligners) or '-'}"
+        )
 
 
 def _check_targets(route: RouteSettings, where: str, upstreams: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from stream_aligner_proxy.settings.base import (
     one_of,
     relative_to_file,
 )
+from stream_aligner_proxy.settings.breakers import AlignerBreakerSettings
 
 _MODES = ", ".join(Mode)
 _POLICY = Policy()
@@ -55,6 +56,7 @@ class AlignerSettings(Section):
     model: Annotated[str, Field(min_length=1)] | None = None
     api_key: SecretStr | None = None
     api_key_env: str | None = None
+    breaker: AlignerBreakerSettings = AlignerBreakerSettings()
 
     @model_validator(mode="after")
     def _one_key(self) -> "AlignerSettings":
@@ -63,7 +65,7 @@ class AlignerSettings(Section):
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments of the backend, its key in the open."""
-        options = self.model_dump(exclude={"api_key", "api_key_env"})
+        options = self.model_dump(exclude={"api_key", "api_key_env", "breaker"})
         key = self.api_key
         return {**options, "api_key": None if key is None else key.get_secret_value()}
 

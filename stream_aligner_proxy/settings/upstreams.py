@@ -17,6 +17,7 @@ from stream_aligner_proxy.settings.base import (
     relative_to_file,
     sendable,
 )
+from stream_aligner_proxy.settings.breakers import UpstreamBreakerSettings
 from stream_aligner_proxy.upstream.dialects import DIALECTS
 from stream_aligner_proxy.upstream.routing.patterns import Pattern
 
@@ -94,6 +95,7 @@ class UpstreamSettings(Section):
     http2: bool = True
     ca_file: Annotated[Path, AfterValidator(relative_to_file)] | None = None
     timeouts: Timeouts = Timeouts()
+    breaker: UpstreamBreakerSettings = UpstreamBreakerSettings()
 
     @model_validator(mode="after")
     def _one_key(self) -> "UpstreamSettings":

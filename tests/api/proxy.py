@@ -44,7 +44,8 @@ def settings(address: str, **sections: Any) -> Settings:
     return build(
         {
             "upstreams": sections.pop("upstreams", [upstream]),
-            "aligner": {"backend": "rules", "path": str(Path(__file__))},
+            "aligner": {"backend": "rules", "path": str(Path(__file__))}
+            | sections.pop("aligner_settings", {}),
             "alignment": {"allow_override": True} | sections.pop("alignment", {}),
             **sections,
         }

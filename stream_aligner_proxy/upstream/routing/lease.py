@@ -4,12 +4,15 @@ Nothing is handed out before there is something to hand out. Until then a failur
 another target asked, and the client notices nothing; from then on a failure is the loop's affair,
 and the branch it opens next goes to another target. All branches of a reply otherwise stay with
 the one that wrote first, where their prefix is cached.
+
+An upstream whose breaker is open is not asked. A reply under way is the exception: where nobody
+else can, it asks all the same, for what the client has cannot be taken back.
 """
 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -20,6 +23,7 @@ from stream_aligner_proxy.core.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from stream_aligner_proxy.core.health import Pass
 from stream_aligner_proxy.core.records import ChatRequest, Chunk, Continuation
 from stream_aligner_proxy.upstream.routing.choosing import conversation_key, draw, session_id
 from stream_aligner_proxy.upstream.routing.handing_out import (
@@ -29,7 +33,7 @@ from stream_aligner_proxy.upstream.routing.handing_out import (
     begin_frames,
     begin_pieces,
 )
-from stream_aligner_proxy.upstream.routing.member import Member, Watcher
+from stream_aligner_proxy.upstream.routing.member import Member, Watcher, down
 from stream_aligner_proxy.upstream.routing.retrying import (
     asked_for_patience,
     next_target,
@@ -52,13 +56,15 @@ class Lease:
         self._order = self._ordered(targets)
         self._current = self._order[0]
         self._broken: set[Target] = set()  # failed in this reply
+        self._under_way = False  # something was handed out
+        self._blamed: set[Member] = set()  # by this reply, which counts once however often it tries
         self._open: Counter[Member] = Counter()
 
     def _ordered(self, targets: Targets) -> list[Target]:
         """The chosen one first; then the rest as configured."""
         to = targets.to
         if len(to) > 1:
-            healthy = [target for target in to if target.member.health.usable]
+            healthy = [target for target in to if _well(target)]
             chosen = max(
                 healthy or to, key=lambda target: draw(self._key, target.name, target.weight)
             )
@@ -111,6 +117,7 @@ class Lease:
         targets = self._order if not prefix else [t for t in self._order if able(t)]
         if not targets:
             raise ContinuationFailed("no upstream of this route can continue the reply")
+        self._under_way = self._under_way or bool(prefix)
         async with self._serving(targets, enter) as chunks:
             yield chunks
 
@@ -185,8 +192,12 @@ class Lease:
 
     @asynccontextmanager
     async def _serving(self, targets: list[Target], enter: _Enter[_Got]) -> AsyncIterator[_Got]:
-        """What `enter` gets from the first target that answers."""
-        untried = list(targets)
+        """What `enter` gets from the first target that answers. Raises `UpstreamDown` where none
+        may be asked."""
+        always = self._under_way
+        untried = list(targets) if always else _admitted(targets)
+        if not untried:
+            raise _closed_off(targets)
         target = self._best(untried)
         if target is not self._current and self._current in self._broken:
             self._tell_failover(self._current, self._current.member.last_error)
@@ -197,7 +208,11 @@ class Lease:
             async with AsyncExitStack() as stack:
                 await self._take_place(target, stack)
                 failure: UpstreamError
+                tried: Pass | None = None
                 try:
+                    # After the wait for a place: it may have been long.
+                    tried = target.member.enter(always=always)
+                    stack.callback(tried.leave)
                     async with asyncio.timeout_at(deadline):
                         got = await enter(target, stack)
                 except UpstreamError as error:
@@ -205,13 +220,14 @@ class Lease:
                 except TimeoutError:
                     failure = UpstreamTimeout(f"upstream '{target.member.name}' took too long")
                 else:
-                    self._current = target
+                    tried.begun()
+                    self._current, self._under_way = target, True
                     try:
                         yield got
                     except UpstreamError as error:
-                        self._failed(target, error)
+                        self._failed(target, error, tried)
                         raise
-                    target.member.succeeded()
+                    tried.succeeded()
                     return
             # What it had opened is closed now.
             failure.upstream = target.member.name
@@ -219,8 +235,11 @@ class Lease:
             if pause is not None:
                 again += 1
             else:
-                self._failed(target, failure)
+                if tried is not None:
+                    self._failed(target, failure, tried)
                 untried = [other for other in untried if other is not target]
+                if not always:
+                    untried = _admitted(untried)
                 if not next_target(failure):
                     raise failure
                 if untried:
@@ -241,9 +260,10 @@ class Lease:
     def _best(self, targets: list[Target]) -> Target:
         """Healthy before ill, free before full, where the reply is now before all others."""
 
-        def rank(target: Target) -> tuple[bool, bool, bool]:
+        def rank(target: Target) -> tuple[bool, bool, bool, bool]:
             member = target.member
             return (
+                not member.health.admits,
                 target in self._broken or not member.health.usable,
                 member.full and not self._open[member],
                 target is not self._current,
@@ -267,10 +287,11 @@ class Lease:
         if not self._open[member]:
             member.leave_place()
 
-    def _failed(self, target: Target, error: UpstreamError) -> None:
+    def _failed(self, target: Target, error: UpstreamError, tried: Pass) -> None:
         if error.transient:
             self._broken.add(target)
-        target.member.failed(error)
+        target.member.failed(error, None if target.member in self._blamed else tried)
+        self._blamed.add(target.member)
 
     def _tell_failover(self, target: Target, code: str | None) -> None:
         self._watcher.failed_over()
@@ -293,3 +314,18 @@ class Lease:
     def _headers(self, headers: Mapping[str, str], target: Target) -> Mapping[str, str]:
         name = target.member.terms.session_header
         return headers if name is None else {**headers, name: session_id(self._key)}
+
+
+def _well(target: Target) -> bool:
+    return target.member.health.usable and target.member.health.admits
+
+
+def _admitted(targets: Iterable[Target]) -> list[Target]:
+    return [target for target in targets if target.member.health.admits]
+
+
+def _closed_off(targets: Iterable[Target]) -> UpstreamError:
+    members = list(dict.fromkeys(target.member for target in targets))
+    for member in members:
+        member.health.reject()
+    return down(members)

@@ -1,16 +1,23 @@
 """One upstream among others: its health, how many replies it may write at once, and its counts."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+import math
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol
 
-from stream_aligner_proxy.core.errors import Overloaded, UpstreamError, UpstreamRejected
+from stream_aligner_proxy.core.errors import (
+    Overloaded,
+    UpstreamDown,
+    UpstreamError,
+    UpstreamRejected,
+)
+from stream_aligner_proxy.core.health import Health, Pass
 from stream_aligner_proxy.core.ports import Upstream
 from stream_aligner_proxy.core.records import ChatRequest
-from stream_aligner_proxy.upstream.routing.health import Health, tells_of_illness
+from stream_aligner_proxy.upstream.routing.health import tells_of_illness
 
 _dice = Random()
 
@@ -122,6 +129,7 @@ class Member:
         most = self.terms.max_concurrent
         self._places = asyncio.Semaphore(most) if most is not None else None
         self._recovery: asyncio.Task[None] | None = None
+        self._next_ping = 0.0  # loop time
 
     @property
     def relays(self) -> bool:
@@ -148,18 +156,29 @@ class Member:
         if self._places is not None:
             self._places.release()
 
-    def failed(self, error: UpstreamError) -> None:
-        """A reply of it failed."""
+    def enter(self, *, always: bool = False) -> Pass:
+        """Leave to ask it. Raises `UpstreamDown` where its breaker lets nobody through now, unless
+        `always`."""
+        if (tried := self.health.enter(always=always)) is None:
+            raise down([self])
+        return tried
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds until it is known whether it may be asked, as far as can be told."""
+        return max(0.0, self._next_ping - asyncio.get_running_loop().time())
+
+    def failed(self, error: UpstreamError, tried: Pass | None) -> None:
+        """A reply of it failed. `tried` is None where that was told already: one request that no
+        upstream can bear must not shut out all others by being tried again."""
         refused = isinstance(error, UpstreamRejected)
         self.last_error = "refused" if refused else type(error).code
-        if not tells_of_illness(error):
+        if tried is None or not tells_of_illness(error):
             return
-        self.health.failed()
+        tried.failed()
         if not self.health.usable and (self._recovery is None or self._recovery.done()):
+            self._ping_later()
             self._recovery = asyncio.create_task(self._recover())
-
-    def succeeded(self) -> None:
-        self.health.succeeded()
 
     async def models(self, headers: Mapping[str, str] | None = None) -> list[dict[str, object]]:
         return await self.client.models(headers)
@@ -172,13 +191,33 @@ class Member:
     async def _recover(self) -> None:
         """Ping until it answers, or a reply has gone well."""
         while not self.health.usable:
-            await asyncio.sleep(self.health.pause * _dice.uniform(0.8, 1.2))
+            await asyncio.sleep(self.retry_after)
             try:
                 await self.ping()
             except UpstreamError:
                 self.health.unanswered()
+                self._ping_later()
+
+    def _ping_later(self) -> None:
+        pause = self.health.pause * _dice.uniform(0.8, 1.2)
+        self._next_ping = asyncio.get_running_loop().time() + pause
 
     async def aclose(self) -> None:
         if self._recovery is not None:
             self._recovery.cancel()  # nothing of it has to be waited for
+        self.health.close()
         await self.client.aclose()
+
+
+def down(members: Iterable[Member]) -> UpstreamDown:
+    """That none of these is asked now, and when it is worth coming again."""
+    members = list(members)
+    names = ", ".join(f"'{member.name}'" for member in members)
+    seconds = max(1, math.ceil(min(member.retry_after for member in members)))
+    error = UpstreamDown(
+        f"upstream {names} failed several times and is not asked before it has recovered; "
+        f"come again in {seconds} s",
+        headers={"retry-after": str(seconds)},
+    )
+    error.upstream = members[0].name
+    return error

@@ -7,6 +7,7 @@ from random import Random
 
 from stream_aligner_proxy.core.errors import (
     ContinuationFailed,
+    UpstreamDown,
     UpstreamError,
     UpstreamUnreachable,
 )
@@ -33,14 +34,14 @@ def same_target(error: UpstreamError, tried_again: int, most: int) -> float | No
 
 
 def next_target(error: UpstreamError) -> bool:
-    """Whether another target may do better. One that would not continue a text says nothing about
-    the others."""
-    return error.transient or isinstance(error, ContinuationFailed)
+    """Whether another target may do better. One that would not continue a text, or may not be
+    asked, says nothing about the others."""
+    return error.transient or isinstance(error, ContinuationFailed | UpstreamDown)
 
 
 def asked_for_patience(error: UpstreamError) -> float | None:
     """The `retry-after` of a refusal in seconds, where it is short enough to be waited for here."""
-    if error.status not in (429, 503):
+    if error.status not in (429, 503) or isinstance(error, UpstreamDown):
         return None
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:

@@ -5,12 +5,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from stream_aligner_proxy.core.health import Health
 from stream_aligner_proxy.core.records import ChatRequest, Turn
 from stream_aligner_proxy.demo.script import Fault, Rule, Script
 from stream_aligner_proxy.demo.scripted import ScriptedUpstream
 from stream_aligner_proxy.upstream.client import HttpUpstream
 from stream_aligner_proxy.upstream.exchange import Timeouts
-from stream_aligner_proxy.upstream.routing.health import Health
 from stream_aligner_proxy.upstream.routing.lease import Lease
 from stream_aligner_proxy.upstream.routing.member import Member, Terms
 from stream_aligner_proxy.upstream.routing.table import Target, Targets

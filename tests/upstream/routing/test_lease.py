@@ -13,6 +13,7 @@ from stream_aligner_proxy.core.errors import (
     UpstreamRejected,
     UpstreamUnreachable,
 )
+from stream_aligner_proxy.core.health import Health
 from stream_aligner_proxy.demo.script import Fault
 from stream_aligner_proxy.upstream.client import HttpUpstream
 from stream_aligner_proxy.upstream.routing.lease import Lease
@@ -326,9 +327,9 @@ def _conversation_of(f, name: str):
     raise AssertionError("no conversation found")
 
 
-async def test_an_ill_upstream_is_asked_all_the_same_where_there_is_no_other() -> None:
+async def test_without_a_breaker_an_ill_upstream_is_asked_where_there_is_no_other() -> None:
     async with answering(_fails_then_serves()) as upstream:
-        member = Member(upstream)
+        member = Member(upstream, health=Health(enforced=False))
         told = Told()
         targets = Targets((Target(member, "m"),))
         for _ in range(3):
