@@ -12,6 +12,7 @@ from stream_aligner_proxy.core.errors import (
     UpstreamRejected,
     UpstreamUnreachable,
 )
+from stream_aligner_proxy.core.health import Health
 
 pytestmark = pytest.mark.anyio
 
@@ -25,6 +26,7 @@ class Listed:
         self.error = error
         self.asked = 0
         self.with_key: list[str] = []
+        self.health = Health()
 
     async def models(self, headers: Mapping[str, str] | None = None) -> list[dict[str, object]]:
         self.asked += 1
