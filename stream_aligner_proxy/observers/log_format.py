@@ -118,7 +118,11 @@ def configure(level: str, *, style: Style = "auto", content: bool = False) -> No
     handler.setFormatter(LineFormatter(as_json=as_json, content=content))
     number = logging.getLevelNamesMapping()[level.upper()]
     # Other libraries' debug lines hold headers, keys among them: only our own are let through.
-    logging.basicConfig(level=max(number, logging.INFO), handlers=[handler], force=True)
+    root = logging.getLogger()
+    for before in [one for one in root.handlers if isinstance(one.formatter, LineFormatter)]:
+        root.removeHandler(before)
+    root.addHandler(handler)
+    root.setLevel(max(number, logging.INFO))
     logging.getLogger(_OURS).setLevel(number)
     logging.captureWarnings(True)
     sys.excepthook = _unhandled

@@ -17,7 +17,7 @@ from tests.observers.traffic import busy
 # Series that no traffic of this test makes: there are no keys, and nothing is reloaded or shed. A
 # line is full, or not, as the machine will.
 QUIET = re.compile(
-    "key_replies|access_refusals|keys_reloads|shed_requests|configuration_reloads|stall|retries"
+    "key_replies|breaker_|candidate_|access_refusals|keys_reloads|shed_requests|configuration_reloads|stall|retries"
 )
 SCRAPER_LABELS = {"namespace", "job", "instance", "le"}
 
