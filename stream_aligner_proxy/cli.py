@@ -115,6 +115,9 @@ def _parser() -> argparse.ArgumentParser:
         " code 0: it said so (status 200); 1: it did not.",
     )
     health.add_argument("--url", type=_url, default="http://127.0.0.1:8000/healthz", metavar="URL")
+    health.add_argument(
+        "--key-file", type=Path, metavar="FILE", help="a file with a key, for paths that want one"
+    )
     health.add_argument("--timeout", type=float, default=5.0, metavar="S", help="seconds (5)")
     demo.set_defaults(aligner=None, worker=None)
     for serving in (demo, serve):
@@ -178,7 +181,15 @@ def _check(options: argparse.Namespace) -> int:
 def _health(options: argparse.Namespace) -> int:
     from stream_aligner_proxy.health import trouble  # noqa: PLC0415
 
-    found = trouble(options.url, options.timeout)
+    key = None
+    if options.key_file is not None:
+        try:
+            key = options.key_file.read_text(encoding="ascii").strip()
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"--key-file: {options.key_file} cannot be read ({type(error).__name__})"
+            ) from None
+    found = trouble(options.url, options.timeout, key)
     if found is not None:
         print(f"stream-aligner: {found}", file=sys.stderr)
     return 0 if found is None else 1

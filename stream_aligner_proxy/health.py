@@ -5,15 +5,18 @@ Standard library only: a probe every few seconds must not load a server's librar
 
 from http.client import HTTPException
 from urllib.error import HTTPError
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import ProxyHandler, Request, build_opener
 
 
-def trouble(url: str, timeout: float) -> str | None:
-    """What is wrong at `url`, or None where it answers 200 within `timeout` seconds."""
+def trouble(url: str, timeout: float, key: str | None = None) -> str | None:
+    """What is wrong at `url`, or None where it answers 200 within `timeout` seconds.
+
+    `key` is sent as a bearer token; what is wrong does not tell it."""
     # A proxy that the environment names is for the way out, not for the way to oneself.
     opener = build_opener(ProxyHandler({}))
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     try:
-        with opener.open(url, timeout=timeout) as answer:
+        with opener.open(Request(url, headers=headers), timeout=timeout) as answer:
             return None if answer.status == 200 else f"{url} answers {answer.status}"
     except HTTPError as error:
         with error:

@@ -11,9 +11,10 @@ import yaml
 
 from stream_aligner_proxy import __version__
 from stream_aligner_proxy.settings import Settings
+from stream_aligner_proxy.settings.server import FIXED
 from tests.deploy.conftest import Rendered
 from tests.deploy.helm import CHART, RELEASE, ROOT, Helm, overlaid, values_of
-from tests.deploy.manifests import accepted_from, problems, unsafe
+from tests.deploy.manifests import accepted_from, problems, unmounted, unsafe
 
 NAME = "shop-stream-aligner-proxy"
 RULES = values_of("rules")
@@ -209,6 +210,43 @@ def test_helm_s_own_test_asks_through_the_service(helm: Helm) -> None:
     ]
 
 
+def test_helm_s_own_test_can_ask_for_the_models_with_a_client_s_key(helm: Helm) -> None:
+    asked = {"models": True, "keySecret": {"name": "a-client", "key": "token"}}
+    helm.install(overlaid(RULES, {"test": asked}))
+    (hook,) = helm("test", RELEASE)["hooks"]
+    manifest = yaml.safe_load(hook["manifest"])
+    assert problems(manifest) == []
+    spec = manifest["spec"]
+    assert unsafe(spec) == []
+    assert unmounted(spec) == []
+    _, models = spec["containers"]
+    assert models["args"][2].endswith("/v1/models")
+    # In a file: arguments and environment are seen by more.
+    assert "--key-file=/key/token" in models["args"]
+    assert spec["volumes"] == [{"name": "key", "secret": {"secretName": "a-client"}}]
+
+
+def test_pods_that_have_tls_themselves_are_probed_and_scraped_so(helm: Helm) -> None:
+    tls = {"certificate": "/tls/tls.crt", "key": "/tls/tls.key"}
+    monitor = {"enabled": True, "tlsConfig": {"insecureSkipVerify": True}}
+    values = {"config": {"server": {"tls": tls}}, "serviceMonitor": monitor}
+    helm.install(overlaid(RULES, values))
+    (gateway,) = pod(helm)["spec"]["containers"]
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert gateway[probe]["httpGet"]["scheme"] == "HTTPS"
+    (endpoint,) = helm.cluster.one("ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["scheme"] == "https"
+    assert endpoint["tlsConfig"] == monitor["tlsConfig"]
+
+
+@pytest.mark.parametrize("key", FIXED)
+def test_what_a_reload_leaves_as_it_is_makes_new_pods(key: str) -> None:
+    """Every such key is in the checksum that is there without rollOnConfigChange, too."""
+    template = (CHART / "templates" / "_config.tpl").read_text()
+    (named,) = re.findall(r"pick \.Values\.config\.server ([^|]+)", template)
+    assert f'"{key}"' in named
+
+
 def test_the_notes_have_a_line_to_try(helm: Helm) -> None:
     notes = helm("install", RELEASE, str(CHART), RULES)["info"]["notes"]
     assert "reviews with rules" in notes
@@ -252,6 +290,12 @@ def test_the_packaged_chart_installs_like_the_folder(helm: Helm, tmp_path: Path)
         ({"autoscaling": {"hpa": {"min": 1}}}, ("hpa", "min")),
         ({"secrets": {"values": {"KEY": 1}}}, ("secrets/values/KEY",)),
         ({"config": {"server": {"port": 70000}}}, ("config/server/port",)),
+        # What Helm makes of a bare off.
+        ({"config": {"alignment": {"mode": False}}}, ("config/alignment/mode", "off")),
+        (
+            {"config": {"routes": [{"model": "a", "alignment": {"allow_override": [False]}}]}},
+            ("config/routes/0/alignment/allow_override/0",),
+        ),
     ],
 )
 def test_the_schema_names_what_is_wrong(

@@ -17,6 +17,11 @@
 {{- toYaml $config -}}
 {{- end -}}
 
+{{/* What is settled when the process starts, beside the environment: a reload leaves it as it is. */}}
+{{- define "stream-aligner.fixed" -}}
+{{- pick .Values.config.server "host" "port" "workers" "response_store_bytes" "log_format" "log_content" "max_header_bytes" "max_headers" "head_seconds" "body_seconds" "keep_alive_seconds" "tls" "trusted_proxies" | toJson -}}
+{{- end -}}
+
 {{/* What ends a reply at the latest, in seconds after SIGTERM. */}}
 {{- define "stream-aligner.stopSeconds" -}}
 {{- $server := .Values.config.server -}}
