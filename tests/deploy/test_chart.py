@@ -310,7 +310,7 @@ def test_the_schema_names_what_is_wrong(
     ("values", "words"),
     [
         ({"config": {"upstreams": []}}, "config.upstreams"),
-        ({"config": {"aligner": None}}, "'/config/aligner': got null"),
+        ({"config": {"aligner": None}}, "config.aligner: say who reviews"),
         ({"terminationGracePeriodSeconds": 65}, "terminationGracePeriodSeconds: 65 is not more"),
         ({"config": {"server": {"host": "127.0.0.1"}}}, "config.server.host"),
         (

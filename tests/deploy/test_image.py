@@ -51,6 +51,7 @@ def test_an_image_runs_as_a_number_and_tells_its_health(target: str) -> None:
     assert f"ARG VERSION={__version__}" in lines
     for label in ("version", "revision", "source"):
         assert any(f'image.{label}="${{{label.upper()}}}"' in line for line in lines)
+        assert any(line.startswith(f"ARG {label.upper()}=") for line in lines)
     # Nothing is written where the root is read-only.
     assert any("HOME=/tmp" in line and "PYTHONDONTWRITEBYTECODE=1" in line for line in lines)
 
