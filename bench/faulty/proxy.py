@@ -133,7 +133,9 @@ def write_config(folder: Path, upstream: str, aligner: str, workers: int, *, deb
     server: dict[str, object] = {"page": False, "port": 0, "workers": workers, "log_level": "error"}
     if debug:
         server["debug"] = True
-    common = {"base_url": upstream, "probe": False, "timeouts": TIMEOUTS}
+    # Breakers would turn most streams away before anything can go wrong with them.
+    off = {"breaker": {"enabled": False}}
+    common = {"base_url": upstream, "probe": False, "timeouts": TIMEOUTS, **off}
     config = {
         "upstreams": [
             {"name": "sure", "dialect": "vllm", "models": ["common", "sure-*"], **common},
@@ -145,6 +147,7 @@ def write_config(folder: Path, upstream: str, aligner: str, workers: int, *, deb
             "urls": [aligner],
             "timeout": REVIEW_SECONDS,
             "queue": 1024,
+            **off,
         },
         "server": {**server, "max_open": 4000},
     }
