@@ -3,6 +3,10 @@
 Rules: what fails before the first byte of an answer is `Unanswered` and may be asked again; what
 fails after it is a `ReviewError` and may not. Leaving `complete` closes the connection, which is
 what makes the server stop. No error or log line holds a key or an address.
+
+httpcore2 takes a request off its list only where closing the answer is not interrupted, and what it
+shields closing with does not hold against asyncio's own `cancel`. So answers are closed by `_close`
+alone, and read in a way that does not close them at their end.
 """
 
 import asyncio
@@ -99,9 +103,9 @@ class Server:
         request = self._client.build_request("GET", f"{self._base}/models", headers=self._headers)
         response = await self._send(request)
         try:
-            content = await _read_all(response)
+            content = await _read_all(_bytes(response))
         finally:
-            await response.aclose()
+            await _close(response)
         if response.status_code != 200:
             refusal = refusal_of(response.status_code, content)
             refusal.hide(self._key)
@@ -140,8 +144,7 @@ class Server:
         finally:
             self.running -= 1
             if response is not None:
-                # httpcore2 shields this from cancellation.
-                await response.aclose()
+                await _close(response)
 
     async def _send(self, request: httpx2.Request) -> httpx2.Response:
         try:
@@ -155,7 +158,7 @@ class Pieces:
 
     def __init__(self, response: httpx2.Response) -> None:
         self._response = response
-        self._bytes = response.aiter_raw()
+        self._bytes = _bytes(response)
         self._decoder = SseDecoder()
         self._ready: list[Piece] = []
         self._over = False
@@ -166,11 +169,11 @@ class Pieces:
         response = self._response
         status = response.status_code
         if status != 200:
-            refusal = refusal_of(status, await _read_all(response))
+            refusal = refusal_of(status, await _read_all(self._bytes))
             raise _unanswered(refusal, response) or refusal
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "application/json":
-            content = await _read_all(response)
+            content = await _read_all(self._bytes)
             self._over = True
             if (piece := read_piece(content)) is not None:
                 self._ready.append(piece)
@@ -256,10 +259,29 @@ def _seconds(value: str | None) -> float | None:
         return None
 
 
-async def _read_all(response: httpx2.Response) -> bytes:
+def _bytes(response: httpx2.Response) -> AsyncIterator[bytes]:
+    """The body as it comes. Unlike `aiter_raw` it leaves the response open at the end."""
+    assert isinstance(response.stream, httpx2.AsyncByteStream)
+    return aiter(response.stream)
+
+
+async def _close(response: httpx2.Response) -> None:
+    """Whoever is cancelled meanwhile still waits: it takes a turn or two of the loop, no more."""
+    closing = asyncio.ensure_future(response.aclose())
+    cancelled: asyncio.CancelledError | None = None
+    while not closing.done():
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+
+
+async def _read_all(body: AsyncIterator[bytes]) -> bytes:
     content = bytearray()
     try:
-        async for data in response.aiter_raw():
+        async for data in body:
             content += data
             if len(content) > _MAX_BODY_BYTES:
                 raise ReviewError("the aligner's server sent too long an answer")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stream_aligner_proxy.aligners.remote_server import Server, new_client
 from stream_aligner_proxy.core.errors import ReviewError
 from stream_aligner_proxy.core.records import Review, Turn, Verdict
 from tests.aligners.completion_server import CompletionServer
@@ -126,6 +127,53 @@ async def test_leaving_stops_the_server_before_the_first_token_and_in_the_middle
         server.gate.set()
         assert same(await aligner.review(asked()), VERDICTS[CHANGED])
         assert aligner._pool.servers[0].running == 0
+
+
+class Short:
+    """Answers a completion whole and ends the connection with it. `answered` is set then."""
+
+    def __init__(self) -> None:
+        self.answered = asyncio.Event()
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+        frame = b'data: {"choices": [{"index": 0, "text": "", "finish_reason": null}]}\n\n'
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n")
+        writer.write(b"connection: close\r\n\r\n" + frame + b"data: [DONE]\n\n")
+        writer.close()
+        self.answered.set()
+
+
+async def test_leaving_at_any_moment_of_an_answer_leaves_nothing_in_the_list_of_requests() -> None:
+    short = Short()
+    listening = await asyncio.start_server(short.answer, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    client = new_client(8)
+    server = Server(client, f"http://127.0.0.1:{port}/v1", "urls[0]")
+
+    async def ask() -> None:
+        async with server.complete({}) as pieces:
+            async for _ in pieces:
+                pass
+
+    whole = 0
+    for turns in range(24):
+        short.answered.clear()
+        asking = asyncio.create_task(ask())
+        async with asyncio.timeout(20):
+            await short.answered.wait()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asking.cancel()
+            with suppress(asyncio.CancelledError):
+                await asking
+                whole += 1
+    assert 0 < whole < 24
+    assert "Requests: 0 active, 0 queued" in repr(client._transport._pool)
+    await client.aclose()
+    listening.close()
+    await listening.wait_closed()
 
 
 async def test_leaving_while_waiting_to_try_again_tries_no_more(folder: Path) -> None:
