@@ -9,7 +9,6 @@ SIGHUP reloads.
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -137,15 +136,6 @@ def allow_many_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def settle_memory() -> None:
-    """Take what start-up made (with a model's libraries a million objects) out of the collector's
-    sight. Otherwise a full collection, which is due when a quarter as much has been added, comes
-    after hundreds of megabytes of what failed replies leave behind, and stops all streams while it
-    looks at everything."""
-    gc.collect()
-    gc.freeze()
-
-
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's where it is installed: a chunk costs about a quarter less (bench/RESULTS.md)."""
     try:
@@ -218,7 +208,6 @@ async def _serve(
             if reloader is not None:
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
                 reloading = tasks.create_task(reloader.run(generations))
-            settle_memory()
             started()
         await asyncio.wait((served,))
         if reloading is not None:
