@@ -120,6 +120,7 @@ bench: $(STAMP) ## every benchmark: tables on the screen, JSON in bench/results
 	$(BIN)/python -m bench.load
 	$(BIN)/python -m bench.faults --seed 20261126
 	$(BIN)/python -m bench.packing
+	$(BIN)/python -m bench.load_operate
 	$(BIN)/python -m bench.injection
 	$(BIN)/python -m bench.readme
 	@if [ -e $(STAMP_VLLM) ]; then $(VENV_VLLM)/bin/python -m bench.vllm_drafts; \

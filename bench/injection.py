@@ -182,7 +182,7 @@ async def outcome(aligner: TransformersAligner, case: Case, review: Review) -> t
 
 
 async def behaviour(attacks: list[Attack], count: int, seed: int) -> list[Row]:
-    aligner = TransformersAligner(path=MODELS / "aligner", threads=2, max_batch=TOGETHER)
+    aligner = TransformersAligner(path=MODELS / "aligner", threads=1, max_batch=TOGETHER)
     await aligner.start()
     gate = asyncio.Semaphore(2 * TOGETHER)
 
@@ -246,7 +246,7 @@ def _row(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=6, help="wrong steps for each text")
+    parser.add_argument("--steps", type=int, default=3, help="wrong steps for each text")
     parser.add_argument("--seed", type=int, default=11)
     options = parser.parse_args()
     attacks = corpus()
