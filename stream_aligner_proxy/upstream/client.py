@@ -327,8 +327,9 @@ class HttpUpstream:
         A streamed answer comes as complete SSE frames, so a reset can never leave half of one.
         """
         sent, refusals = self._endpoint.headers(headers, request_id, stream=stream)
-        content = body if isinstance(body, bytes) else _encode(body)
-        async with self._endpoint.post(content, sent, self._endpoint.below(path)) as exchange:
+        async with self._endpoint.post(
+            body if isinstance(body, bytes) else _encode(body), sent, self._endpoint.below(path)
+        ) as exchange:
             response = await self._endpoint.answer(exchange, refusals)
             told = {name: response.headers[name] for name in RETURNED if name in response.headers}
             choices = choices_of(body) if isinstance(body, Mapping) else 1

@@ -92,6 +92,7 @@ class Endpoint:
             upstream=self.name,
             content=content,
         )
+        del content  # the exchange lets go of it when it has been sent
         try:
             yield exchange
         except UpstreamError as error:

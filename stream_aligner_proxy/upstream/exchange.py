@@ -158,6 +158,7 @@ class Exchange:
             raise self._failure(error) from error
         except TimeoutError as error:
             raise UpstreamTimeout(f"{self._who} did not answer in time") from error
+        self._content = None  # it may be long, and so may the answer take
         self._hear_of_loss(self._response)
         return self._response
 

@@ -4,8 +4,10 @@ import asyncio
 import gzip
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,8 @@ from stream_aligner_proxy.core.errors import (
     UpstreamUnreachable,
 )
 from stream_aligner_proxy.core.records import Chunk
-from stream_aligner_proxy.upstream.client import HttpUpstream
+from stream_aligner_proxy.upstream import client
+from stream_aligner_proxy.upstream.client import HttpUpstream, Relayed
 from stream_aligner_proxy.upstream.exchange import Timeouts
 from tests.upstream.test_client import chat, collect, text
 
@@ -218,3 +221,35 @@ async def test_a_body_is_read_no_faster_than_it_is_taken() -> None:
         assert (await anext(chunks)).text
         async with asyncio.timeout(10):
             await stuck.wait()
+
+
+@pytest.mark.parametrize("relayed", [False, True])
+async def test_the_body_of_the_request_is_not_kept_while_the_answer_comes(
+    relayed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, sent = client._encode, []
+
+    def noted(body: Mapping[str, Any]) -> bytes:
+        sent.append(encode(body))
+        return sent[-1]
+
+    monkeypatch.setattr(client, "_encode", noted)
+    over = asyncio.Event()
+
+    async def handle(head: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + b"connection: close\r\n\r\n" + TOKEN % b"Yes.")
+        await over.wait()
+        writer.write(STOP)
+
+    async with answering(handle) as upstream:
+        asked = chat()
+        opened = upstream.relay(asked.body, {}, stream=True) if relayed else upstream.open(asked)
+        async with opened as answer:
+            chunks = answer.frames if isinstance(answer, Relayed) else answer
+            await anext(chunks)
+            held = sys.getrefcount(sent[0])
+            over.set()
+            async for _ in chunks:
+                pass
+    assert len(sent) == 1
+    assert held == 2  # by the list, and by the call itself
