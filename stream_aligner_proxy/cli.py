@@ -105,8 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         help="an aligner's checkpoint, in place of the file's; without a file, before the demo's"
         " upstream",
     )
-    # How a supervisor hands its socket, and the end of a pipe, to a worker.
-    serve.add_argument("--worker", type=int, nargs=2, help=argparse.SUPPRESS)
+    # How a supervisor hands its socket, and the end of a pipe, to a worker; and whether that takes
+    # the place of one that died.
+    serve.add_argument("--worker", type=int, nargs=3, help=argparse.SUPPRESS)
     check.add_argument("--config", required=True, type=Path, metavar="FILE", help="a YAML file")
     health = commands.add_parser(
         "health",
@@ -158,7 +159,7 @@ def _serve(options: argparse.Namespace) -> int:
         with socket.socket(fileno=options.worker[0]) as listener:
             _exit_on_sigterm()
             end_with_supervisor(options.worker[1])
-            configured.serve(listener)
+            configured.serve(listener, late=bool(options.worker[2]))
         return 0
     with _listen(options.host or server.host, _given(options.port, server.port)) as listener:
         if server.workers > 1:

@@ -52,6 +52,11 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._draining: asyncio.Task[None] | None = None
         self.told: int | None = None  # the signal that stopped it
+        self.may_accept = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.may_accept.wait()
+        await super().startup(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -89,6 +94,7 @@ class _Server(uvicorn.Server):
         if admission.open:
             _log.warning("stopping with %d requests open", admission.open)
         self.should_exit = True
+        self.may_accept.set()
 
 
 def address(listener: socket.socket, *, tls: bool = False) -> str:
@@ -106,10 +112,12 @@ def run(
     *,
     started: Callable[[], None] | None = None,
     reloader: Reloader | None = None,
+    late: bool = False,
 ) -> None:
     """Serve `app` on `listener` until a signal comes. Raises what the app's start-up raises.
 
-    `started` is called when it is ready. With a `reloader` other apps follow.
+    `started` is called when it is ready. With a `reloader` other apps follow. `late`: take
+    connections only when the models are loaded, since other workers have loaded theirs.
     """
 
     def announce() -> None:
@@ -120,7 +128,7 @@ def run(
 
     allow_many_files()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        told = runner.run(_serve(app, listener, shared, announce, reloader))
+        told = runner.run(_serve(app, listener, shared, announce, reloader, late=late))
     if told is not None:
         signal.raise_signal(told)  # now for whoever has called this
 
@@ -184,6 +192,8 @@ async def _serve(
     shared: Shared,
     started: Callable[[], None],
     reloader: Reloader | None,
+    *,
+    late: bool,
 ) -> int | None:
     """The signal that ended it."""
     settings = shared.server
@@ -194,6 +204,10 @@ async def _serve(
         settings.drain_seconds,
         settings.shutdown_seconds,
     )
+    if not late:
+        server.may_accept.set()
+    if reloader is not None:  # heard from the beginning: the signal would end the process
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
     failed: BaseException | None = None
     async with asyncio.TaskGroup() as tasks:
         served = tasks.create_task(server.serve(sockets=[listener]))
@@ -206,9 +220,9 @@ async def _serve(
             server.should_exit = True
         else:
             if reloader is not None:
-                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
                 reloading = tasks.create_task(reloader.run(generations))
             started()
+        server.may_accept.set()
         await asyncio.wait((served,))
         if reloading is not None:
             reloading.cancel()

@@ -27,8 +27,8 @@ class Configured:
         self._aligner = aligner
         self.settings = self._load()
 
-    def serve(self, listener: socket.socket) -> None:
-        """Until a signal comes. Raises `ConfigError`."""
+    def serve(self, listener: socket.socket, *, late: bool = False) -> None:
+        """Until a signal comes; `late` as in `serving.run`. Raises `ConfigError`."""
         server = self.settings.server
         shared = Shared(server)
         warn_if_open(self.settings, listener.getsockname()[0])
@@ -44,7 +44,8 @@ class Configured:
             return app
 
         reloader = Reloader(make, self._watched, shared, server.watch_seconds)
-        run(create_app(self.settings, shared=shared), listener, shared, reloader=reloader)
+        app = create_app(self.settings, shared=shared)
+        run(app, listener, shared, reloader=reloader, late=late)
 
     def _load(self) -> Settings:
         settings = load(self._file)

@@ -81,11 +81,13 @@ class _Supervisor:
     async def _keep(self, number: int) -> None:
         """Run one worker after another."""
         pause = _SHORTEST_PAUSE
+        late = 0  # the first take connections at once, and say that they load
         loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
             begun = loop.time()
             process = await asyncio.create_subprocess_exec(
                 *self._command,
+                str(late),
                 pass_fds=(self._listener.fileno(), self._tether),
                 env=self._environment,
                 # Ctrl+C goes to a whole group: the workers hear of it from here.
@@ -103,6 +105,7 @@ class _Supervisor:
                 self._code = code
                 self._stop()
                 return
+            late = 1
             _log.error("worker %d ended with code %d and is started anew", number, code)
             pause = _SHORTEST_PAUSE if loop.time() - begun > _LONG_LIFE else pause
             await self._rest(pause)

@@ -1,5 +1,6 @@
 """Several processes behind one socket."""
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -41,10 +42,14 @@ async def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(tmp_path
             victim = min(before)
             os.kill(victim, signal.SIGKILL)
             await proxy.logged("is started anew")
-            await proxy.logged("listening on", times=3)
-            async with httpx.AsyncClient(base_url=proxy.address) as client:
-                for _ in range(6):
+            listening = asyncio.create_task(proxy.logged("listening on", times=3))
+            asked = 0
+            # The one that comes takes no connection before it can answer.
+            while not listening.done() or asked < 6:
+                async with httpx.AsyncClient(base_url=proxy.address) as client:
                     assert text(await ask(client)) == aligned()
+                asked += 1
+            await listening
             after = workers_of(proxy.process.pid)
             assert len(after) == 2
             assert after & before == before - {victim}
