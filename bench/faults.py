@@ -132,8 +132,7 @@ class Suite:
             for error in await asyncio.gather(*disturbing, return_exceptions=True):
                 if isinstance(error, Exception):
                     raise error
-            await self.aligner.stop()
-            await self.aligner.start()
+            await self.aligner.restart(0.0)
         await self._settled()
         if self.proxy.workers == 1:
             self.outcome.wrong += compare(before, await self.proxy.metrics(), judged)

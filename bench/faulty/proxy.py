@@ -176,7 +176,7 @@ async def serving(config: Path, workers: int = 1) -> AsyncIterator[Proxy]:
     address = f"http://127.0.0.1:{port}"
     try:
         async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=10) as client:
-            await _ready(client, process, config)
+            await _ready(client, process, config, workers)
             yield Proxy(process, address, client, workers)
     finally:
         await _end(process)
@@ -184,13 +184,17 @@ async def serving(config: Path, workers: int = 1) -> AsyncIterator[Proxy]:
 
 
 async def _ready(
-    client: httpx.AsyncClient, process: asyncio.subprocess.Process, config: Path
+    client: httpx.AsyncClient, process: asyncio.subprocess.Process, config: Path, workers: int
 ) -> None:
+    """One of several workers answers, any of them: so all must be ready for long enough."""
+    wanted, ready = 1 if workers == 1 else 40, 0
     try:
         async with asyncio.timeout(_READY_SECONDS):
             while process.returncode is None:
                 with contextlib.suppress(httpx.HTTPError):
-                    if (await client.get("/readyz")).status_code == 200:
+                    answer = await client.get("/readyz", headers={"connection": "close"})
+                    ready = ready + 1 if answer.status_code == 200 else 0
+                    if ready == wanted:
                         return
                 await asyncio.sleep(0.05)
     except TimeoutError:
