@@ -46,9 +46,6 @@ _QUIET_SECONDS = 25.0
 _SHOWN = 5  # transcripts
 # How long after it has come back the aligner's server may still be taken for dead.
 _NOTICED_SECONDS = 3.0
-# A worker that takes the place of a killed one takes connections while it loads, and tells them to
-# come again.
-_REPLACED_SECONDS = 45.0
 
 
 @dataclass
@@ -156,13 +153,7 @@ class Suite:
         return judged
 
     def _unexpected(self, seen: Seen, error: str) -> str:
-        """Where nothing was to fail, only the death of the aligner's server, or of a worker, can
-        have."""
-        loading = any(
-            at < seen.ended and seen.began < at + _REPLACED_SECONDS for at in self._killed
-        )
-        if loading and error in ("overloaded", "overloaded_error"):
-            return ""
+        """Where nothing was to fail, only the death of the aligner's server can have."""
         met = any(
             start < seen.ended and seen.began < end + _NOTICED_SECONDS
             for start, end in self.aligner.outages
