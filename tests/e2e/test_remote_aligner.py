@@ -65,8 +65,9 @@ def test_a_proxy_whose_aligner_is_down_starts_and_says_that_it_is_not_ready(fold
             assert httpx.get(f"{proxy}/readyz", trust_env=False).status_code == 503
             body = {"model": "scripted", "messages": [{"role": "user", "content": "Go on."}]}
             answer = httpx.post(f"{proxy}/v1/chat/completions", json=body, trust_env=False)
-            assert answer.status_code == 502
-            assert answer.json()["error"]["code"] == "review_failed"
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"]
+            assert answer.json()["error"]["code"] == "aligner_unavailable"
             assert ORIGINAL not in answer.text
 
 
