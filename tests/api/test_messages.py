@@ -259,7 +259,10 @@ async def test_errors_are_the_sdks_classes() -> None:
         529: (anthropic.InternalServerError, "overloaded_error"),
     }
     rules = [refusing(status, headers={"retry-after": "7"}) for status in statuses]
-    async with proxy(*rules) as p, sdk(p.address) as client:
+    async with (
+        proxy(*rules, upstream={"breaker": {"enabled": False}}) as p,
+        sdk(p.address) as client,
+    ):
         for status, (kind, named) in statuses.items():
             with pytest.raises(kind, match=f"refused {status}") as error:
                 await create(client, messages=[{"role": "user", "content": str(status)}])
