@@ -44,7 +44,7 @@ demo: $(STAMP)  ## start the proxy with its embedded tiny upstream and tiny alig
 # One stage after another, each with its time; what only waits for a network or a compiler goes
 # side by side.
 test: $(STAMP)  ## everything CI runs
-	@for stage in check "-j$(JOBS) parts" unit "-j$(JOBS) vllm training-tests"; do \
+	@for stage in check "-j$(JOBS) parts" unit vllm training-tests; do \
 	    echo "== $$stage ($$(date -u +%T))"; \
 	    $(MAKE) --no-print-directory $$stage || exit 1; \
 	done; echo "== done ($$(date -u +%T))"
