@@ -3,7 +3,8 @@
 One script decides for each request, by the server's clock, so that neither two processes nor two
 clocks can disagree. A place is a lease that its process renews: those of a process that was killed
 end by themselves. What needs no answer (places given back, tokens spent) is sent by one task, so
-that nothing waits for it.
+that nothing waits for it. A client that asks again as soon as it is answered may be faster than
+that task: so its next request takes the places it gave back along.
 
 While Redis cannot be reached no request waits for it but those that find out: they are refused, or
 counted by this process alone, as the operator chose.
@@ -13,7 +14,7 @@ import asyncio
 import logging
 import math
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -78,7 +79,7 @@ class RedisLimiter:
         self._alone = MemoryLimiter()  # in place of a Redis that is away
         self._away = False
         self._held: set[_Lease] = set()
-        self._given_back: list[_Lease] = []
+        self._given_back: dict[str, dict[str, None]] = {}  # lease ids, by who; until Redis knows
         self._spent: dict[str, int] = {}
         self._rates: dict[str, int] = {}  # tokens a minute, by who
         self._wake = asyncio.Event()
@@ -140,8 +141,9 @@ class RedisLimiter:
             lease.id,
             math.ceil(1000 * self._options.lease),
         ]
+        back = tuple(self._given_back.get(lease.who, ()))
         async with asyncio.timeout(self._options.timeout):
-            refused, retry, *told = await self._take(keys=keys, args=arguments)
+            refused, retry, *told = await self._take(keys=keys, args=[*arguments, *back])
         left, reset, tokens_left, tokens_reset = map(int, told)
         return Decision(
             _standing(limits.requests_per_minute, left, reset),
@@ -160,8 +162,16 @@ class RedisLimiter:
 
     def _give_back(self, lease: _Lease) -> None:
         self._held.discard(lease)
-        self._given_back.append(lease)
+        self._given_back.setdefault(lease.who, {})[lease.id] = None
         self._wake.set()
+
+    def _forget(self, who: str, ids: Iterable[str]) -> None:
+        """Only by the task that renews too: a renewal under way would bring a lease back."""
+        waiting = self._given_back[who]
+        for one in ids:
+            del waiting[one]
+        if not waiting:
+            del self._given_back[who]
 
     async def _keep(self) -> None:
         """Tell Redis what there is to tell and renew the leases, until it is closed."""
@@ -174,15 +184,17 @@ class RedisLimiter:
             await self._tell()
 
     async def _tell(self) -> None:
-        back, self._given_back = self._given_back, []
+        back = {who: tuple(ids) for who, ids in self._given_back.items()}
         spent, self._spent = self._spent, {}
         lease = math.ceil(1000 * self._options.lease)
         try:
             async with asyncio.timeout(4 * self._options.timeout):
                 async with self._redis.pipeline(transaction=False) as pipe:
-                    for one in back:
-                        pipe.zrem(self._name(one.who, "open"), one.id)
+                    for who, ids in back.items():
+                        pipe.zrem(self._name(who, "open"), *ids)
                     await pipe.execute()
+                for who, ids in back.items():
+                    self._forget(who, ids)
                 told = bool(back or spent)
                 while spent:
                     who, tokens = next(iter(spent.items()))
@@ -194,7 +206,7 @@ class RedisLimiter:
                 elif not told:
                     await self._redis.ping()
         except self._errors as error:
-            # Leases end by themselves; tokens would be forgotten.
+            # What was not told is told when Redis is back.
             for who, tokens in spent.items():
                 self._spent[who] = self._spent.get(who, 0) + tokens
             self._lose(error)

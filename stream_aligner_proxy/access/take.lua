@@ -1,6 +1,7 @@
 -- Lets one request in or refuses it; the same arithmetic as `admit` in limits.py, in milliseconds.
 -- KEYS: requests, tokens (until when the rate is used), open (leases by their end)
--- ARGV: requests per minute, tokens per minute, requests at once (0: no limit), lease id, lease time
+-- ARGV: requests per minute, tokens per minute, requests at once (0: no limit), lease id, lease time,
+--       and the leases that were given back
 local MINUTE, ROUNDING = 60000, 0.001
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
@@ -12,6 +13,10 @@ end
 
 local function left(limit, used)
   return math.max(0, math.floor((MINUTE - used) * limit / MINUTE + ROUNDING))
+end
+
+for place = 6, #ARGV do
+  redis.call('ZREM', KEYS[3], ARGV[place])
 end
 
 local refused, retry = '', 0
