@@ -23,33 +23,41 @@ STAMP_NODE := $(NODE)/node_modules/.installed
 PORT   ?= 8000
 # How many tests, and how many builds and installs, run side by side.
 JOBS   ?= $(shell nproc 2>/dev/null || echo 1)
+WAITING = $(shell expr $(JOBS) + 1)
+# Whether several environments may be made in one run of make. One at a time then: each of them
+# builds this package's metadata in the source tree.
+MANY    = $(filter prepare parts,$(MAKECMDGOALS))
 
-.PHONY: help install demo test parts check unit vllm llamacpp node helm training-tests train bench demo-models format clean
+.PHONY: help install demo test prepare parts check unit vllm llamacpp node helm training-tests train bench demo-models format clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
 
 install: $(STAMP) ## make .venv with all that demo and test need
 
-# The stamp lives in the venv, so removing the venv is enough to start over.
-$(STAMP): pyproject.toml constraints.txt
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV)
+
+# The stamp lives in the venv, so removing the venv is enough to start over.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: $(STAMP)  ## start the proxy with its embedded tiny upstream and tiny aligner
 	$(BIN)/stream-aligner demo --port $(PORT)
 
-# One stage after another, each with its time; what only waits for a network or a compiler goes
-# side by side.
-test: $(STAMP)  ## everything CI runs
-	@for stage in check "-j$(JOBS) parts" unit vllm training-tests; do \
+# One stage after another, each with its time. What waits for a network, and what each has servers
+# of its own, goes side by side; its output then comes when it is done.
+test:           ## install, run everything CI runs
+	@for stage in "-j$(WAITING) -Otarget prepare" unit "-j$(JOBS) -Otarget vllm training-tests"; do \
 	    echo "== $$stage ($$(date -u +%T))"; \
 	    $(MAKE) --no-print-directory $$stage || exit 1; \
 	done; echo "== done ($$(date -u +%T))"
 
-parts: llamacpp node helm $(STAMP_VLLM) $(STAMP_TRAIN) ## what tests need beside .venv: servers, other environments
+prepare: check parts
+
+parts: $(STAMP) llamacpp node helm $(STAMP_VLLM) $(STAMP_TRAIN) ## what tests need beside .venv: servers, other environments
 
 check: $(STAMP) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -61,7 +69,7 @@ unit: $(STAMP)  ## the tests alone
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # Status 3 of the script: this machine cannot have vLLM, and it has said why.
-$(STAMP_VLLM): tests/vllm/install.py constraints-vllm.txt pyproject.toml
+$(STAMP_VLLM): tests/vllm/install.py constraints-vllm.txt pyproject.toml | $(if $(MANY),$(STAMP))
 	$(PYTHON) tests/vllm/install.py $(VENV_VLLM) && touch $@ || \
 	    { status=$$?; rm -f $@; [ $$status = 3 ] && [ -z "$(VLLM_REQUIRED)" ]; }
 
@@ -70,9 +78,7 @@ vllm: $(STAMP_VLLM) ## the tests against real vLLM on the CPU, in .venv-vllm
 	else echo "tests/vllm: skipped, there is no vLLM here"; fi
 
 # Status 3 of the script: this machine cannot have it, and it has said why.
-# Not while the other environment is made: both build this package's metadata in the source tree.
-$(STAMP_TRAIN): tests/training/install.py constraints-training.txt pyproject.toml \
-    | $(if $(filter parts,$(MAKECMDGOALS)),$(STAMP_VLLM))
+$(STAMP_TRAIN): tests/training/install.py constraints-training.txt pyproject.toml | $(if $(MANY),$(STAMP_VLLM))
 	$(PYTHON) tests/training/install.py $(VENV_TRAIN) && touch $@ || \
 	    { status=$$?; rm -f $@; [ $$status = 3 ] && [ -z "$(TRAINING_REQUIRED)" ]; }
 
@@ -85,7 +91,7 @@ train: $(STAMP_TRAIN) ## train an aligner for the demo world, measure it, say ho
 	$(VENV_TRAIN)/bin/python -m training.demo_aligner --out runs/demo-aligner
 
 # Status 3 of the script: this machine cannot build it, and it has said why.
-$(STAMP_LLAMACPP): tests/continuation/install_llamacpp.py | $(STAMP)
+$(STAMP_LLAMACPP): tests/continuation/install_llamacpp.py | $(BIN)/python
 	$(BIN)/python tests/continuation/install_llamacpp.py $(LLAMACPP) && touch $@ || \
 	    { status=$$?; rm -f $@; [ $$status = 3 ] && [ -z "$(LLAMACPP_REQUIRED)" ]; }
 
@@ -96,7 +102,7 @@ $(STAMP_NODE): $(NODE)/package.json $(NODE)/package-lock.json
 node: $(STAMP_NODE) ## the openai package for Node, which a test is a client of
 
 # Status 3 of the script: this machine cannot have it, and it has said why.
-$(STAMP_HELM): tests/deploy/install_helm.py | $(STAMP)
+$(STAMP_HELM): tests/deploy/install_helm.py | $(BIN)/python
 	$(BIN)/python tests/deploy/install_helm.py $(HELM) && touch $@ || \
 	    { status=$$?; rm -f $@; [ $$status = 3 ] && [ -z "$(HELM_REQUIRED)" ]; }
 
