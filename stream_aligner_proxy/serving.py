@@ -13,11 +13,9 @@ import logging
 import os
 import signal
 import socket
-import ssl
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from types import FrameType
-from typing import Any
 
 try:
     import resource
@@ -28,12 +26,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from stream_aligner_proxy.api.admission import Admission
+from stream_aligner_proxy.operating.certificates import Certificates
 from stream_aligner_proxy.operating.connection import HeadLimits, connections
 from stream_aligner_proxy.operating.generations import Generations
 from stream_aligner_proxy.operating.reloading import Reloader
 from stream_aligner_proxy.operating.shared import Shared
 from stream_aligner_proxy.settings import ServerSettings
-from stream_aligner_proxy.settings.server import TlsSettings
 
 _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -154,7 +152,9 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def _config(app: Generations, settings: ServerSettings) -> uvicorn.Config:
+def _config(
+    app: Generations, settings: ServerSettings, certificates: Certificates | None
+) -> uvicorn.Config:
     level = settings.log_level
     return uvicorn.Config(
         app,
@@ -164,7 +164,7 @@ def _config(app: Generations, settings: ServerSettings) -> uvicorn.Config:
         # By default uvicorn believes whoever is on this machine.
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
-        **_tls(settings.tls),
+        ssl_context_factory=None if certificates is None else lambda *_: certificates.context,
         lifespan="off",
         log_config=None,
         log_level=level if level in ("debug", "error") else "warning",
@@ -173,17 +173,6 @@ def _config(app: Generations, settings: ServerSettings) -> uvicorn.Config:
         # By then they have had their time.
         timeout_graceful_shutdown=1,
     )
-
-
-def _tls(tls: TlsSettings | None) -> dict[str, Any]:
-    if tls is None:
-        return {}
-    return {
-        "ssl_certfile": tls.certificate,
-        "ssl_keyfile": tls.key,
-        "ssl_ca_certs": None if tls.client_ca is None else str(tls.client_ca),
-        "ssl_cert_reqs": ssl.CERT_NONE if tls.client_ca is None else ssl.CERT_REQUIRED,
-    }
 
 
 async def _serve(
@@ -198,8 +187,9 @@ async def _serve(
     """The signal that ended it."""
     settings = shared.server
     generations = Generations(app)
+    certificates = Certificates.of(shared)
     server = _Server(
-        _config(generations, settings),
+        _config(generations, settings, certificates),
         shared.admission,
         settings.drain_seconds,
         settings.shutdown_seconds,
@@ -207,11 +197,18 @@ async def _serve(
     if not late:
         server.may_accept.set()
     if reloader is not None:  # heard from the beginning: the signal would end the process
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
+
+        def reload() -> None:
+            reloader.ask()
+            if certificates is not None:
+                certificates.ask()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
     failed: BaseException | None = None
     async with asyncio.TaskGroup() as tasks:
         served = tasks.create_task(server.serve(sockets=[listener]))
         loading = tasks.create_task(_start(generations, tasks))
+        renewing = None if certificates is None else tasks.create_task(certificates.watch())
         await asyncio.wait((served, loading), return_when=asyncio.FIRST_COMPLETED)
         reloading = None
         if not loading.done():
@@ -224,8 +221,9 @@ async def _serve(
             started()
         server.may_accept.set()
         await asyncio.wait((served,))
-        if reloading is not None:
-            reloading.cancel()
+        for task in (reloading, renewing):
+            if task is not None:
+                task.cancel()
         generations.end()
     if failed is not None:
         raise failed

@@ -74,11 +74,13 @@ class Treatment:
 
 @dataclass(slots=True)
 class Loaded:
-    """Which configuration is served. `at`: Unix seconds; `error`: why a newer one is not."""
+    """Which configuration is served. `at`: Unix seconds; `error`: why a newer one is not, and
+    `certificate_error`: likewise of the server's certificate."""
 
     at: float = field(default_factory=time.time)
     reloads: int = 0
     error: str | None = None
+    certificate_error: str | None = None
 
 
 @dataclass(slots=True)

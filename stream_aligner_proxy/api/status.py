@@ -19,6 +19,7 @@ def report(service: Service) -> dict[str, Any]:
             "loaded_at": round(service.loaded.at, 3),
             "reloads": service.loaded.reloads,
             "error": service.loaded.error,
+            "certificate_error": service.loaded.certificate_error,
         },
         "access": service.access(),
         "routes": [

@@ -15,11 +15,17 @@ _MIB = 1024 * 1024
 
 
 class TlsSettings(Section):
-    """PEM files. `client_ca`: who must have signed the certificates that clients show."""
+    """PEM files, looked at again every `watch_seconds`. `client_ca`: who must have signed the
+    certificates that clients show."""
 
     certificate: Annotated[Path, AfterValidator(relative_to_file)]
     key: Annotated[Path, AfterValidator(relative_to_file)]
     client_ca: Annotated[Path, AfterValidator(relative_to_file)] | None = None
+    watch_seconds: Seconds = 10.0
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(filter(None, (self.certificate, self.key, self.client_ca)))
 
 
 def _origin(text: str) -> str:
@@ -105,8 +111,12 @@ FIXED = (
 
 def check_server(server: ServerSettings) -> None:
     """Raises `ConfigError` for certificates that cannot be used."""
-    if (tls := server.tls) is None:
-        return
+    if server.tls is not None:
+        tls_context(server.tls)
+
+
+def tls_context(tls: TlsSettings) -> ssl.SSLContext:
+    """Of the files as they are now. Raises `ConfigError`."""
     for name in ("certificate", "key", "client_ca"):
         path = getattr(tls, name)
         if path is not None and not path.is_file():
@@ -120,7 +130,9 @@ def check_server(server: ServerSettings) -> None:
             "server.tls: certificate and key cannot be read, or do not belong together"
         ) from None
     if tls.client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
         try:
             context.load_verify_locations(tls.client_ca)
         except OSError:
             raise ConfigError("server.tls.client_ca: holds no certificates") from None
+    return context

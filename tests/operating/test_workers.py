@@ -9,6 +9,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.operating.certificates import TLS, renew, shown, trusting
 from tests.operating.processes import (
     aligned,
     ask,
@@ -78,14 +79,18 @@ async def test_on_sigterm_the_streams_of_all_workers_end_whole(tmp_path: Path) -
 
 
 async def test_a_reload_reaches_every_worker(tmp_path: Path) -> None:
+    renew(tmp_path)
     async with upstream() as (_, behind):
-        config = write_config(tmp_path, behind, workers=2)
+        config = write_config(tmp_path, behind, workers=2, tls=TLS)
         async with serving(config, times=2) as proxy:
-            write_config(tmp_path, behind, replace="new", workers=2)
+            write_config(tmp_path, behind, replace="new", workers=2, tls=TLS)
+            certificate = renew(tmp_path)
             proxy.tell(signal.SIGHUP)
             await proxy.logged("reloaded the configuration", times=2)
+            await proxy.logged("read the certificate", times=2)
             for _ in range(6):
-                async with httpx.AsyncClient(base_url=proxy.address) as client:
+                assert await shown(proxy) == certificate
+                async with httpx.AsyncClient(base_url=proxy.address, verify=trusting()) as client:
                     assert text(await ask(client)) == aligned("new")
 
 
