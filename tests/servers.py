@@ -15,10 +15,15 @@ class Server(uvicorn.Server):
     """Tells when it is ready, leaves signals to the test runner, and stops at once when it is told:
     uvicorn itself looks every tenth of a second, which a thousand tests wait for."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, http: Any = "auto") -> None:
         super().__init__(
             uvicorn.Config(
-                app, log_level="error", access_log=False, ws="none", timeout_graceful_shutdown=2
+                app,
+                http=http,
+                log_level="error",
+                access_log=False,
+                ws="none",
+                timeout_graceful_shutdown=2,
             )
         )
         self.ready = threading.Event()
@@ -65,10 +70,11 @@ def _listen() -> tuple[socket.socket, str]:
 
 
 @asynccontextmanager
-async def serve(app: Any) -> AsyncIterator[str]:
-    """Serve `app` in the running loop; gives its address, without a trailing slash."""
+async def serve(app: Any, http: Any = "auto") -> AsyncIterator[str]:
+    """Serve `app` in the running loop; gives its address, without a trailing slash. `http`: the
+    class of its connections."""
     listener, address = _listen()
-    server = Server(app)
+    server = Server(app, http)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield address

@@ -16,6 +16,8 @@ from typing import Any
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from stream_aligner_proxy.api.faces.face import Shape
+from stream_aligner_proxy.api.faces.shapes import shape_of
 from stream_aligner_proxy.api.response import ABORT
 from stream_aligner_proxy.core.errors import RequestError
 from stream_aligner_proxy.settings import ServerSettings
@@ -59,6 +61,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self.url = b""
         self._phase = _Phase.NOTHING
         self._head_bytes = 0
         self._head_headers = 0
@@ -119,8 +122,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._too_much():
             raise _TooLarge
-        self._phase = _Phase.BODY
         super().on_headers_complete()
+        self._phase = _Phase.BODY
 
     def on_message_complete(self) -> None:
         self._phase = _Phase.NOTHING
@@ -131,7 +134,7 @@ class Connection(HttpToolsProtocol):
         if self._phase is _Phase.HEAD and self._too_much():
             self._refuse_head()
         else:
-            super().send_400_response(msg)
+            self._cut(RequestError("This is no valid HTTP request.", code="invalid_http"))
 
     def _too_much(self) -> bool:
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -172,12 +175,18 @@ class Connection(HttpToolsProtocol):
         """Answer, where no answer has begun, and close."""
         _log.info("cut off a client: %s", error.code)
         self._stop_timer()
-        cycle = self.cycle
-        answered = self._phase is _Phase.BODY and cycle is not None and cycle.response_started
-        waiting = self._phase is _Phase.HEAD and cycle is not None and not cycle.response_complete
-        if not (answered or waiting):
-            self.transport.write(_answer(error))
+        if not self._answers():
+            path = self.url.decode("ascii", "replace")
+            self.transport.write(_answer(error, shape_of(path)))
         self.transport.close()
+
+    def _answers(self) -> bool:
+        """Whether something is being written, for this request or one before it."""
+        if self.pipeline or self.cycle is None:
+            return bool(self.pipeline)
+        cycle: Any = self.cycle
+        its_own = self._phase is _Phase.BODY
+        return bool(cycle.response_started if its_own else not cycle.response_complete)
 
     def _set_timer(self, phase: _Phase, seconds: float) -> None:
         self._stop_timer()
@@ -195,14 +204,15 @@ def connections(limits: HeadLimits) -> type[Connection]:
     return type("Connection", (Connection,), {"limits": limits})
 
 
-def _answer(error: RequestError) -> bytes:
+def _answer(error: RequestError, shape: Shape) -> bytes:
     """All of it: no app has seen the request."""
-    body = orjson.dumps(error.body())
+    id = f"req_{uuid.uuid4().hex}"
+    body = orjson.dumps(shape.body(error, id))
     head = (
         f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
         "content-type: application/json\r\n"
         f"content-length: {len(body)}\r\n"
-        f"x-request-id: req_{uuid.uuid4().hex}\r\n"
+        f"x-request-id: {id}\r\n"
         "connection: close\r\n\r\n"
     )
     return head.encode() + body

@@ -6,6 +6,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
@@ -13,7 +14,9 @@ import pytest
 import trustme
 import yaml
 
+from stream_aligner_proxy.operating.connection import HeadLimits, connections
 from tests.operating.processes import Serving, ask, body, serving, text, upstream, write_config
+from tests.servers import serve
 
 pytestmark = pytest.mark.anyio
 
@@ -56,8 +59,9 @@ class Raw:
 
 
 @asynccontextmanager
-async def connected(running: Serving) -> AsyncIterator[Raw]:
-    host, port = running.address.removeprefix("http://").split(":")
+async def connected(running: Serving | str) -> AsyncIterator[Raw]:
+    address = running if isinstance(running, str) else running.address
+    host, port = address.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         yield Raw(reader, writer)
@@ -147,6 +151,58 @@ async def test_a_head_that_is_too_large_is_refused_before_it_has_ended(tmp_path:
         async with connected(running) as fine:
             fine.writer.write(HEAD + b"x-long: " + b"a" * 1000 + b"\r\n\r\n" + ASK)
             assert (await fine.answer())[0] == 200
+
+
+GARBAGE = (
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS where there is none
+    b"hello\r\n\r\n",
+    b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+    b"GET http://[ HTTP/1.1\r\nhost: p\r\n\r\n",
+    b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n",
+)
+
+
+async def test_what_is_no_http_is_refused_in_the_words_of_the_api() -> None:
+    held = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] == "POST":
+            while (await receive()).get("more_body"):  # until it has come, or never comes
+                pass
+            if scope["path"] == "/":
+                return
+        headers = [(b"content-length", b"4")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"fi", "more_body": True})
+        await held.wait()
+        await send({"type": "http.response.body", "body": b"ne"})
+
+    async with serve(app, connections(HeadLimits())) as address:
+        for garbage in GARBAGE:
+            async with connected(address) as raw:
+                raw.writer.write(garbage)
+                status, said = await raw.answer()
+                error = orjson.loads(said)["error"]
+                assert (status, error["code"]) == (400, "invalid_http"), garbage
+                assert error["type"] == "invalid_request_error"
+                assert await raw.closed() == b""
+        async with connected(address) as anthropic:
+            anthropic.writer.write(b"POST /v1/messages HTTP/1.1\r\nno colon\r\n\r\n")
+            _, said = await anthropic.answer()
+            assert orjson.loads(said)["type"] == "error"
+        # Behind a request whose reply is being written, it must not get into the reply.
+        async with connected(address) as busy:
+            busy.writer.write(b"GET / HTTP/1.1\r\nhost: p\r\n\r\n")
+            assert (await busy.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            busy.writer.write(GARBAGE[1])
+            assert await busy.closed() == b"fi"
+        # And behind one that is over it is one more.
+        held.set()
+        async with connected(address) as again:
+            again.writer.write(b"GET / HTTP/1.1\r\nhost: p\r\n\r\n")
+            assert await again.answer() == (200, b"fine")
+            again.writer.write(GARBAGE[3])
+            assert (await again.answer())[0] == 400
 
 
 async def test_idle_connections_are_closed_after_the_time_set(tmp_path: Path) -> None:
