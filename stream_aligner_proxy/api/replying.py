@@ -61,13 +61,7 @@ def planned(
     service: Service, request: Request, raw: Mapping[str, Any], body: ChatBody
 ) -> tuple[Treatment, Plan]:
     """How the reply is to be treated. Raises `RequestError`, and `AlignerUnavailable`."""
-    if len(body.messages) > service.max_messages:
-        raise RequestError(
-            f"Invalid value for 'messages': {service.max_messages} at most, and these are "
-            f"{len(body.messages)}.",
-            param="messages",
-            code="invalid_value",
-        )
+    service.check_messages(len(body.messages))
     grant = grant_of(request)
     if grant is not None:
         grant.check_model(body.model)

@@ -11,7 +11,7 @@ from stream_aligner_proxy.api.canary import Canary, Refusal, never
 from stream_aligner_proxy.api.directory import Directory
 from stream_aligner_proxy.api.patience import Patience
 from stream_aligner_proxy.api.plan import SCOPE_OF, Rules
-from stream_aligner_proxy.core.errors import ModelNotFound, ProxyError
+from stream_aligner_proxy.core.errors import ModelNotFound, ProxyError, RequestError
 from stream_aligner_proxy.core.ports import Aligner
 from stream_aligner_proxy.core.records import ChatRequest, Mode, Policy
 from stream_aligner_proxy.core.watching import Observer
@@ -119,6 +119,16 @@ class Service:
         if (number := self.table.find(model)) is None:
             raise ModelNotFound(f"The model '{model}' does not exist.", param="model")
         return self.treatments[number]
+
+    def check_messages(self, count: int) -> None:
+        """Raises `RequestError` for more in one conversation than the operator lets."""
+        if count > self.max_messages:
+            raise RequestError(
+                f"Invalid value for 'messages': {self.max_messages} at most, and these are "
+                f"{count}.",
+                param="messages",
+                code="invalid_value",
+            )
 
     async def lease(self, request: ChatRequest) -> Lease:
         """The upstream of one reply. Raises `ProxyError` where none serves the model."""

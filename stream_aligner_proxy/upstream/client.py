@@ -30,6 +30,7 @@ from stream_aligner_proxy.upstream.bodies import (
 )
 from stream_aligner_proxy.upstream.chunks import ChunkReader, parse_object
 from stream_aligner_proxy.upstream.continuing import ContinuedReader
+from stream_aligner_proxy.upstream.counting import can_count, count_tokens, tokenize_url
 from stream_aligner_proxy.upstream.dialects import Dialect, find_dialect
 from stream_aligner_proxy.upstream.endpoint import Endpoint
 from stream_aligner_proxy.upstream.exchange import Timeouts
@@ -303,10 +304,8 @@ class HttpUpstream:
         self, body: Mapping[str, Any], headers: dict[str, str], refusals: Refusals
     ) -> tuple[list[int], int | None]:
         """The ids of a body's conversation, and the room left behind them."""
-        base = self._endpoint.base
-        root = base.parent if base.name == "v1" else base
         sent = {**headers, "accept": "application/json"}
-        url = root / "tokenize"
+        url = tokenize_url(self._endpoint)
         async with self._endpoint.post(_encode(tokenize_body(body)), sent, url) as exchange:
             await self._endpoint.answer(exchange, refusals)
             return ids_of(await exchange.read_all(MAX_BODY_BYTES))
@@ -363,6 +362,15 @@ class HttpUpstream:
             headers=headers,
             request_id=request_id,
         )
+
+    @property
+    def counts(self) -> bool:
+        """Whether it can tell how many tokens a conversation has."""
+        return can_count(self._dialect)
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """See `counting.count_tokens`."""
+        return await count_tokens(self._endpoint, self._dialect, request)
 
     async def models(self, headers: Mapping[str, str] | None = None) -> list[dict[str, object]]:
         """The upstream's `/models` data; `headers` may bring the client's own key."""

@@ -23,13 +23,14 @@ _SAMPLING = frozenset(
 )
 
 
-def tokenize_body(sent: Mapping[str, Any]) -> dict[str, Any]:
-    """The request to `/tokenize` for a chat body that continues its last message."""
+def tokenize_body(sent: Mapping[str, Any], *, continues: bool = True) -> dict[str, Any]:
+    """The request to `/tokenize` for a chat body that is to be answered, or that `continues` its
+    last message."""
     wanted = ("model", "messages", "tools", "chat_template_kwargs", "chat_template")
     return {
         **{name: sent[name] for name in wanted if sent.get(name) is not None},
-        "continue_final_message": True,
-        "add_generation_prompt": False,
+        "continue_final_message": continues,
+        "add_generation_prompt": not continues,
     }
 
 

@@ -282,11 +282,6 @@ async def test_every_error_of_these_paths_is_in_anthropics_shape() -> None:
             (await p.client.post("/v1/messages", content=b" " * 5000), 413, "request_too_large"),
             (await p.client.get("/v1/messages"), 405, "invalid_request_error"),
             (await p.client.get("/v1/messages/batches"), 404, "not_found_error"),
-            (
-                await p.client.post("/v1/messages/count_tokens", json=body()),
-                404,
-                "not_found_error",
-            ),
             (await post(p, logprobs=True), 400, "invalid_request_error"),
             (await post(p, stream_aligner={"strength": 0.9}), 400, "invalid_request_error"),
         ]

@@ -1,9 +1,10 @@
 """A request to Anthropic's Messages API as a chat request. Pure."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from stream_aligner_proxy.api.faces.messages_errors import bad
 from stream_aligner_proxy.api.faces.messages_schemas import (
+    CountTokensBody,
     MessagesBody,
     OutputFormat,
     Tool,
@@ -11,7 +12,7 @@ from stream_aligner_proxy.api.faces.messages_schemas import (
     read,
 )
 from stream_aligner_proxy.api.faces.messages_turns import chat_messages
-from stream_aligner_proxy.api.schemas import ChatBody, parse_object, validated
+from stream_aligner_proxy.api.schemas import EXTENSION, ChatBody, parse_object, validated
 from stream_aligner_proxy.upstream.wires.anthropic_words import TOOL_CHOICES
 
 # Said otherwise in a chat, or not at all: an upstream has no use for them as they are.
@@ -26,6 +27,7 @@ _REFUSED = {
 _TIERS = {"standard_only": "default"}
 _CHOICES = {theirs: ours for ours, theirs in TOOL_CHOICES.items()}
 _EFFORTS = {"max": "xhigh"}
+_Body = TypeVar("_Body", bound=CountTokensBody)
 
 
 def as_chat(raw: bytes) -> tuple[dict[str, Any], ChatBody]:
@@ -35,12 +37,30 @@ def as_chat(raw: bytes) -> tuple[dict[str, Any], ChatBody]:
     that it knows.
     """
     body = parse_object(raw)
+    asked = _read(MessagesBody, body)
+    chat = _chat(body, asked)
+    return chat, validated(ChatBody, {**chat, "max_tokens": asked.max_tokens})
+
+
+def as_counted_chat(raw: bytes) -> dict[str, Any]:
+    """The same of a request to count its tokens. Raises `RequestError`."""
+    body = parse_object(raw)
+    chat = _chat(body, _read(CountTokensBody, body))
+    validated(ChatBody, chat)
+    chat.pop(EXTENSION, None)
+    return chat
+
+
+def _read(kind: type[_Body], body: dict[str, Any]) -> _Body:
     for name, why in _REFUSED.items():
         if body.get(name) is not None:
             raise bad(name, why)
     if body.get("n") not in (None, 1):
         raise bad("n", "a message is one reply; ask for others by themselves")
-    asked = read(body)
+    return read(kind, body)
+
+
+def _chat(body: dict[str, Any], asked: CountTokensBody) -> dict[str, Any]:
     chat = {name: value for name, value in body.items() if name not in _TAKEN | set(_REFUSED)}
     chat |= {name: body[name] for name in _AS_THEY_ARE if body.get(name) is not None}
     chat["messages"] = chat_messages(body.get("system"), body["messages"])
@@ -55,7 +75,7 @@ def as_chat(raw: bytes) -> tuple[dict[str, Any], ChatBody]:
     if asked.service_tier is not None:
         chat["service_tier"] = _TIERS.get(asked.service_tier, asked.service_tier)
     chat |= _output(asked)
-    return chat, validated(ChatBody, {**chat, "max_tokens": asked.max_tokens})
+    return chat
 
 
 def _tool(tool: Tool, number: int) -> dict[str, Any]:
@@ -81,7 +101,7 @@ def _tool_choice(choice: ToolChoice) -> dict[str, Any]:
     return chat
 
 
-def _output(asked: MessagesBody) -> dict[str, Any]:
+def _output(asked: CountTokensBody) -> dict[str, Any]:
     """How much to think and which format to keep; `output_format` is the older name of this."""
     chat: dict[str, Any] = {}
     wanted: OutputFormat | None = asked.output_format

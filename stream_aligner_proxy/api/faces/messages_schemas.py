@@ -4,7 +4,7 @@ What a block holds is checked where it is translated; errors name a field as Ant
 with dots: `messages.0.content.1.source`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -97,11 +97,10 @@ class Thinking(BaseModel):
     budget_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
 
 
-class MessagesBody(BaseModel):
-    """A request to `POST /v1/messages`. Fields not listed are forwarded as they are."""
+class CountTokensBody(BaseModel):
+    """A request to `POST /v1/messages/count_tokens`."""
 
     model: Annotated[StrictStr, Field(min_length=1)]
-    max_tokens: Annotated[StrictInt, Field(ge=1)]
     messages: Annotated[list[InputMessage], Field(min_length=1)]
     system: Content | None = None
     stop_sequences: list[StrictStr] | None = None
@@ -119,7 +118,16 @@ class MessagesBody(BaseModel):
     stream_aligner: Extension | None = None
 
 
-def read(body: dict[str, Any]) -> MessagesBody:
+class MessagesBody(CountTokensBody):
+    """A request to `POST /v1/messages`. Fields not listed are forwarded as they are."""
+
+    max_tokens: Annotated[StrictInt, Field(ge=1)]
+
+
+_Body = TypeVar("_Body", bound=CountTokensBody)
+
+
+def read(kind: type[_Body], body: dict[str, Any]) -> _Body:
     """Raises `RequestError`."""
     # The type is what explains the other fields that are missing there.
     for i, tool in enumerate(_listed(body.get("tools"))):
@@ -130,7 +138,7 @@ def read(body: dict[str, Any]) -> MessagesBody:
                 "not asked here; tools of the client's have the type 'custom' or none",
             )
     try:
-        return MessagesBody.model_validate(body)
+        return kind.model_validate(body)
     except ValidationError as error:
         raise _refusal(error) from None
 

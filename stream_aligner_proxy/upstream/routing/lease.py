@@ -25,6 +25,7 @@ from stream_aligner_proxy.core.errors import (
 )
 from stream_aligner_proxy.core.health import Pass
 from stream_aligner_proxy.core.records import ChatRequest, Chunk, Continuation
+from stream_aligner_proxy.upstream.counting import cannot_count
 from stream_aligner_proxy.upstream.routing.choosing import conversation_key, draw, session_id
 from stream_aligner_proxy.upstream.routing.handing_out import (
     Answer,
@@ -187,6 +188,18 @@ class Lease:
             )
         async with self._serving(targets, enter) as pieces:
             yield pieces
+
+    async def count_tokens(self) -> int:
+        """Of the conversation. Raises `RequestError` where no target can tell."""
+
+        async def enter(target: Target, stack: AsyncExitStack) -> int:
+            return await target.member.client.count_tokens(self._asked(self._request, target))
+
+        targets = [target for target in self._order if target.member.client.counts]
+        if not targets:
+            raise cannot_count(self._request.model, "its API has no way to ask")
+        async with self._serving(targets, enter) as count:
+            return count
 
     # --- one branch --------------------------------------------------------------------------
 

@@ -41,6 +41,14 @@ class Wire(Protocol):
 
     def reader(self, refusals: Refusals) -> Reader: ...
 
+    def counting(self, body: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The address and the body that ask how many tokens the first branch of `body` reads."""
+        ...
+
+    def counted(self, answer: Mapping[str, Any]) -> object:
+        """The number that an answer to these tells."""
+        ...
+
     def models(self, answer: Mapping[str, Any]) -> object:
         """The list of objects with an `id` that an answer to `models_path` holds."""
         ...

@@ -45,6 +45,8 @@ PREFILL_MODELS = _UP_TO_4_5
 
 # Fields of this API's own that a client may send as they are.
 _NATIVE = frozenset(("thinking", "top_k"))
+# What `count_tokens` takes of a message's fields; any other is a 400 there.
+_COUNTED = ("model", "messages", "system", "tools", "tool_choice", "thinking", "output_config")
 
 
 class AnthropicWire:
@@ -89,6 +91,13 @@ class AnthropicWire:
 
     def reader(self, refusals: Refusals) -> AnthropicReader:
         return AnthropicReader(refusals)
+
+    def counting(self, body: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        sent = self.branch(body, None, max_tokens=None)
+        return "messages/count_tokens", {name: sent[name] for name in _COUNTED if name in sent}
+
+    def counted(self, answer: Mapping[str, Any]) -> object:
+        return answer.get("input_tokens")
 
     def models(self, answer: Mapping[str, Any]) -> object:
         """The list in an answer to `models_path`: its entries have OpenAI's `id` already."""

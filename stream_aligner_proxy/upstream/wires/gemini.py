@@ -66,9 +66,7 @@ class GeminiWire:
     models_path = "models?pageSize=1000"  # the default is 50
 
     def path(self, body: Mapping[str, Any]) -> str:
-        """The model is part of the address; whatever a client calls it stays one segment of it."""
-        model = quote(body["model"].removeprefix("models/"), safe="")
-        return f"models/{model}:streamGenerateContent?alt=sse"
+        return f"{_path(body)}:streamGenerateContent?alt=sse"
 
     def branch(
         self, body: Mapping[str, Any], dialect: object, *, prefix: str = "", max_tokens: int | None
@@ -92,6 +90,15 @@ class GeminiWire:
     def reader(self, refusals: Refusals) -> GeminiReader:
         return GeminiReader(refusals)
 
+    def counting(self, body: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        # Only inside a whole request are the system's words and the tools counted.
+        sent = self.branch(body, None, max_tokens=None)
+        whole = {"model": f"models/{body['model'].removeprefix('models/')}", **sent}
+        return f"{_path(body)}:countTokens", {"generateContentRequest": whole}
+
+    def counted(self, answer: Mapping[str, Any]) -> object:
+        return answer.get("totalTokens")
+
     def models(self, answer: Mapping[str, Any]) -> object:
         """The list in an answer to `models_path`, named as requests name them."""
         models = answer.get("models")
@@ -99,6 +106,11 @@ class GeminiWire:
             return None
         names = [model.get("name") for model in models if isinstance(model, dict)]
         return [{"id": name.removeprefix("models/")} for name in names if isinstance(name, str)]
+
+
+def _path(body: Mapping[str, Any]) -> str:
+    """The model is part of the address; whatever a client calls it stays one segment of it."""
+    return f"models/{quote(body['model'].removeprefix('models/'), safe='')}"
 
 
 def _config(body: Mapping[str, Any], max_tokens: int | None) -> dict[str, Any]:
