@@ -3,9 +3,7 @@
 import orjson
 
 from stream_aligner_proxy.api.faces.chat import Chunks, Gatherer
-from stream_aligner_proxy.api.plan import Plan
 from stream_aligner_proxy.core.records import (
-    ChatRequest,
     Committed,
     Cost,
     Delivery,
@@ -13,20 +11,7 @@ from stream_aligner_proxy.core.records import (
     Mode,
     Usage,
 )
-
-
-def plan(**differs) -> Plan:
-    fields = {
-        "request": ChatRequest("m", {}, ()),
-        "mode": Mode.STREAM,
-        "stream": False,
-        "include_usage": False,
-        "provenance": False,
-        "passthrough": None,
-        "strength": 0.5,
-        "relay_body": {},
-    }
-    return Plan(**(fields | differs))
+from tests.api.plans import plan
 
 
 def completion(*deliveries: Delivery, usage: Usage | None = None) -> dict:

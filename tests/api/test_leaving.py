@@ -13,7 +13,6 @@ import uvicorn
 
 from stream_aligner_proxy.api.faces.chat import CHAT
 from stream_aligner_proxy.api.patience import Patience
-from stream_aligner_proxy.api.plan import Plan
 from stream_aligner_proxy.api.relay import RelayResponse
 from stream_aligner_proxy.api.response import ABORT, ReplyResponse
 from stream_aligner_proxy.app import create_app
@@ -22,6 +21,7 @@ from stream_aligner_proxy.core.watching import Observer
 from stream_aligner_proxy.demo.script import Fault, Rule, Script
 from stream_aligner_proxy.demo.scripted import ScriptedUpstream
 from stream_aligner_proxy.session import Session
+from tests.api.plans import plan
 from tests.api.proxy import REPLY, Proxy, parse_frames, proxy, settings
 from tests.fakes import FunctionAligner, MemoryUpstream
 from tests.servers import serve
@@ -146,8 +146,9 @@ async def test_a_client_that_does_not_read_slows_the_upstream_down(choices: int)
         Session(request, upstream=upstream, aligner=FunctionAligner(), policy=policy)
         for _ in range(choices)
     ]
-    plan = Plan(request, Mode.STREAM, True, False, False, None, 0.5, {}, choices)
-    response = ReplyResponse(sessions, plan, CHAT, headers=dict, count_error=lambda error: None)
+    response = ReplyResponse(
+        sessions, plan(choices=choices), CHAT, headers=dict, count_error=lambda error: None
+    )
     client = SlowClient()
     task = asyncio.create_task(response({"type": "http"}, client.receive, client.send))
     await asyncio.wait_for(client.waiting.wait(), 5)
@@ -162,10 +163,9 @@ async def test_a_client_that_takes_nothing_any_more_is_let_go_and_its_connection
     upstream = MemoryUpstream(lambda prefix: ["Go on. "] * 6000)
     request = ChatRequest("m", {}, ())
     session = Session(request, upstream=upstream, aligner=FunctionAligner(), policy=Policy())
-    plan = Plan(request, Mode.STREAM, True, False, False, None, 0.5, {})
     patience = Patience(client=0.01)
     response = ReplyResponse(
-        [session], plan, CHAT, headers=dict, count_error=lambda error: None, patience=patience
+        [session], plan(), CHAT, headers=dict, count_error=lambda error: None, patience=patience
     )
     client, cut = SlowClient(), asyncio.Event()
     scope = {"type": "http", ABORT: cut.set}
@@ -180,10 +180,9 @@ async def test_a_slow_client_that_takes_something_now_and_then_keeps_its_stream(
     upstream = MemoryUpstream(lambda prefix: ["Go on. "] * 30)
     request = ChatRequest("m", {}, ())
     session = Session(request, upstream=upstream, aligner=FunctionAligner(), policy=Policy())
-    plan = Plan(request, Mode.STREAM, True, False, False, None, 0.5, {})
     patience = Patience(client=0.05)
     response = ReplyResponse(
-        [session], plan, CHAT, headers=dict, count_error=lambda error: None, patience=patience
+        [session], plan(), CHAT, headers=dict, count_error=lambda error: None, patience=patience
     )
     sent = b""
 
@@ -216,12 +215,12 @@ async def test_a_relayed_stream_waits_for_its_client_too() -> None:
         async def relay(self, *args: Any, **options: Any) -> AsyncIterator[Relayed]:
             yield Relayed()
 
-    plan = Plan(ChatRequest("m", {}, ()), Mode.OFF, True, False, False, None, 0.5, {})
+    relayed = plan(mode=Mode.OFF)
     response = RelayResponse(
         Upstream(lambda prefix: []),
-        plan,
+        relayed,
         observer=Observer(),
-        opening=plan.opening(plan.request),
+        opening=relayed.opening(relayed.request),
         request_id="r",
         headers=dict,
         count_error=lambda error: None,

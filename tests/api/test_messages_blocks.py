@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from stream_aligner_proxy.api.faces.messages import MESSAGES
-from stream_aligner_proxy.api.plan import Plan
 from stream_aligner_proxy.core.errors import UpstreamGarbled
 from stream_aligner_proxy.core.records import (
-    ChatRequest,
     Committed,
     Cost,
     Delivery,
@@ -25,22 +23,10 @@ from stream_aligner_proxy.core.records import (
     Mode,
     Usage,
 )
+from tests.api.plans import plan
 from tests.strict import events
 
 EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
-
-
-def plan(provenance: bool = False) -> Plan:
-    return Plan(
-        request=ChatRequest("m", {}, ()),
-        mode=Mode.STREAM,
-        stream=True,
-        include_usage=False,
-        provenance=provenance,
-        passthrough=None,
-        strength=0.5,
-        relay_body={},
-    )
 
 
 COUNTS = Usage(10, 5)
@@ -55,7 +41,7 @@ def streamed(
 ) -> list[dict[str, Any]]:
     """The events of a stream, whose order is checked."""
     end = end or finished()
-    writer = MESSAGES.events(plan(provenance))
+    writer = MESSAGES.events(plan(provenance=provenance))
     written = [writer.first(), *(writer.delivery(one, 0) for one in deliveries)]
     written += [writer.finished(end, 0), writer.last([end])]
     found = []
@@ -108,7 +94,7 @@ def comparable(message: Message) -> dict[str, Any]:
 def whole(
     deliveries: list[Delivery], end: Finished | None = None, provenance: bool = False
 ) -> dict[str, Any]:
-    gatherer = MESSAGES.whole(plan(provenance))
+    gatherer = MESSAGES.whole(plan(provenance=provenance))
     for one in deliveries:
         gatherer.add(one, 0)
     said: dict[str, Any] = orjson.loads(gatherer.completion([end or finished()]))

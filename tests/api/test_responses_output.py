@@ -17,10 +17,8 @@ from openai.types.responses import Response, ResponseStreamEvent
 from stream_aligner_proxy.api.faces.responses import ResponseEvents, WholeResponse
 from stream_aligner_proxy.api.faces.responses_object import Asked, told
 from stream_aligner_proxy.api.faces.responses_schemas import read
-from stream_aligner_proxy.api.plan import Plan
 from stream_aligner_proxy.core.errors import UpstreamGarbled
 from stream_aligner_proxy.core.records import (
-    ChatRequest,
     Committed,
     Cost,
     Delivery,
@@ -28,6 +26,7 @@ from stream_aligner_proxy.core.records import (
     Mode,
     Usage,
 )
+from tests.api.plans import plan
 from tests.strict import events
 
 _MODELS = {
@@ -44,16 +43,7 @@ _GROWS = {
     "response.custom_tool_call_input.delta": "input",
 }
 
-PLAN = Plan(
-    request=ChatRequest("m", {}, ()),
-    mode=Mode.STREAM,
-    stream=True,
-    include_usage=False,
-    provenance=True,
-    passthrough=None,
-    strength=0.5,
-    relay_body={},
-)
+PLAN = plan(provenance=True)
 
 
 def asked(obfuscated: bool = False, **fields: Any) -> Asked:

@@ -112,6 +112,18 @@ async def test_a_probe_finds_that_it_continues_or_what_it_takes_the_dialect_for(
         await upstream.aclose()
 
 
+async def test_tokens_are_counted_as_a_reply_reads_them(
+    server: str, client: httpx.AsyncClient
+) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    body = {"model": MODEL, "messages": messages}
+    upstream = HttpUpstream("vllm", f"{server}/v1", "vllm")
+    counted = await upstream.count_tokens(ChatRequest(MODEL, body, ()))
+    await upstream.aclose()
+    reply = await client.post(f"{server}/v1/chat/completions", json={**body, "max_tokens": 1})
+    assert counted == reply.json()["usage"]["prompt_tokens"]
+
+
 async def test_after_a_rewrite_the_server_continues_from_the_corrected_text(
     server: str, client: httpx.AsyncClient, tmp_path: Path
 ) -> None:

@@ -43,8 +43,8 @@ def face_of(asked: Asked, keep: Keep, clock: Clock = time.time) -> Face:
     return Face(events, lambda plan: WholeResponse(plan, asked, keep, clock), errors)
 
 
-class ResponseEvents:
-    """Makes the events of one reply."""
+class _Response:
+    """What both ways to deliver share: the output as it grows, and the object that it ends in."""
 
     def __init__(self, plan: Plan, asked: Asked, keep: Keep, clock: Clock = time.time) -> None:
         self._asked = asked
@@ -52,6 +52,25 @@ class ResponseEvents:
         self._clock = clock
         self._tells = plan.tells_sentences
         self._output = Output(asked.key, tells_sentences=self._tells)
+
+    def _end(self, finished: Finished) -> list[Event]:
+        """The events that end the output."""
+        return self._output.end(outcome(finished.finish_reason)[0])
+
+    def _final(self, finished: Finished) -> dict[str, Any]:
+        """The final object, which is kept."""
+        sentences = self._output.sentences if self._tells else None
+        at = int(self._clock())
+        response = ended(self._asked, finished, self._output.items, sentences, at)
+        self._keep(response)
+        return response
+
+
+class ResponseEvents(_Response):
+    """Makes the events of one reply."""
+
+    def __init__(self, plan: Plan, asked: Asked, keep: Keep, clock: Clock = time.time) -> None:
+        super().__init__(plan, asked, keep, clock)
         self._number = 2  # the first two belong to `first`, which is asked for later
 
     def first(self) -> bytes:
@@ -64,11 +83,10 @@ class ResponseEvents:
         return self._written(self._output.add(delivery))
 
     def finished(self, finished: Finished, choice: int = 0) -> bytes:
-        return self._written(self._output.end(outcome(finished.finish_reason)[0]))
+        return self._written(self._end(finished))
 
     def last(self, finished: Sequence[Finished]) -> bytes:
-        response = _final(self._asked, finished[0], self._output, self._tells, self._clock)
-        self._keep(response)
+        response = self._final(finished[0])
         return self._written([{"type": f"response.{response['status']}", "response": response}])
 
     def failed(self, error: ProxyError) -> bytes:
@@ -100,31 +118,15 @@ def _encoded(number: int, event: Event) -> bytes:
     return b"".join((b"event: ", event["type"].encode(), b"\ndata: ", data, b"\n\n"))
 
 
-class WholeResponse:
+class WholeResponse(_Response):
     """The same reply as one object."""
-
-    def __init__(self, plan: Plan, asked: Asked, keep: Keep, clock: Clock = time.time) -> None:
-        self._asked = asked
-        self._keep = keep
-        self._clock = clock
-        self._tells = plan.tells_sentences
-        self._output = Output(asked.key, tells_sentences=self._tells)
 
     def add(self, delivery: Delivery, choice: int = 0) -> None:
         self._output.add(delivery)
 
     def completion(self, finished: Sequence[Finished]) -> bytes:
-        self._output.end(outcome(finished[0].finish_reason)[0])
-        response = _final(self._asked, finished[0], self._output, self._tells, self._clock)
-        self._keep(response)
-        return orjson.dumps(response)
-
-
-def _final(
-    asked: Asked, finished: Finished, output: Output, tells: bool, clock: Clock
-) -> dict[str, Any]:
-    sentences = output.sentences if tells else None
-    return ended(asked, finished, output.items, sentences, int(clock()))
+        self._end(finished[0])
+        return orjson.dumps(self._final(finished[0]))
 
 
 class ResponsesErrors(OpenAiErrors):
