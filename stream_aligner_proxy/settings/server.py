@@ -131,6 +131,8 @@ def tls_context(tls: TlsSettings) -> ssl.SSLContext:
         ) from None
     if tls.client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
+        # A session that is resumed shows no certificate: it would outlive its CA, and for ever.
+        context.num_tickets = 0
         try:
             context.load_verify_locations(tls.client_ca)
         except OSError:

@@ -1,6 +1,10 @@
 """A renewed certificate is served without a restart, by a real server to real clients."""
 
+import asyncio
+import contextlib
 import signal
+import socket
+import ssl
 from pathlib import Path
 
 import httpx
@@ -68,6 +72,44 @@ async def test_on_sighup_another_ca_says_which_clients_may_come_in(tmp_path: Pat
         await proxy.logged("read the certificate of server.tls anew")
         assert await shown(proxy) == second
         assert [await served(old), await served(new)] == [False, True]
+
+
+async def test_a_clients_session_does_not_outlive_its_ca(tmp_path: Path) -> None:
+    renew(tmp_path)
+    write(tmp_path / "ca.crt", AUTHORITY.cert_pem.bytes())
+    tls = TlsSettings(
+        certificate=tmp_path / "tls.crt", key=tmp_path / "tls.key", client_ca=tmp_path / "ca.crt"
+    )
+    certificates = Certificates(tls, Loaded(), Metrics())
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            writer.write(await reader.read(1))
+            await writer.drain()
+        writer.close()
+
+    client = trusting(AUTHORITY.issue_cert("client@example.org"))
+    client.minimum_version = ssl.TLSVersion.TLSv1_3
+
+    def spoken(session: ssl.SSLSession | None) -> tuple[bytes, ssl.SSLSession | None]:
+        """In a thread: asyncio's own client cannot be given a session."""
+        with (
+            socket.create_connection(address) as raw,
+            client.wrap_socket(raw, server_hostname="127.0.0.1", session=session) as connection,
+        ):
+            try:
+                connection.sendall(b"x")
+                return connection.recv(1), connection.session
+            except OSError:
+                return b"", None
+
+    async with await asyncio.start_server(echo, "127.0.0.1", 0, ssl=certificates.context) as server:
+        address = server.sockets[0].getsockname()
+        said, session = await asyncio.to_thread(spoken, None)
+        assert said == b"x"
+        write(tmp_path / "ca.crt", OTHER.cert_pem.bytes())
+        await certificates.look(told=True)
+        assert (await asyncio.to_thread(spoken, session))[0] == b""
 
 
 async def test_a_pair_of_which_one_half_is_written_is_not_called_broken(
