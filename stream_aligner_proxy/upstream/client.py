@@ -30,7 +30,12 @@ from stream_aligner_proxy.upstream.bodies import (
 )
 from stream_aligner_proxy.upstream.chunks import ChunkReader, parse_object
 from stream_aligner_proxy.upstream.continuing import ContinuedReader
-from stream_aligner_proxy.upstream.counting import can_count, count_tokens, tokenize_url
+from stream_aligner_proxy.upstream.counting import (
+    NO_SUCH_PATH,
+    can_count,
+    count_tokens,
+    tokenize_url,
+)
 from stream_aligner_proxy.upstream.dialects import Dialect, find_dialect
 from stream_aligner_proxy.upstream.endpoint import Endpoint
 from stream_aligner_proxy.upstream.exchange import Timeouts
@@ -52,9 +57,6 @@ from stream_aligner_proxy.upstream.tokenizing import (
 )
 from stream_aligner_proxy.upstream.ways import SETTINGS, Setting, Ways
 from stream_aligner_proxy.upstream.wires import Reader
-
-# What a server without such an address answers.
-_NO_SUCH_PATH = (404, 405, 501)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +226,7 @@ class HttpUpstream:
             branch = self._run(request, "", max_tokens, "prompt")
             chunks = await stack.enter_async_context(branch)
         except UpstreamRejected as error:
-            if error.status not in _NO_SUCH_PATH:
+            if error.status not in NO_SUCH_PATH:
                 raise
             # It may be the model that does not exist: then the chat is refused, too.
             chunks = await stack.enter_async_context(chat)

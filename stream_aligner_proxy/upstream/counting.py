@@ -18,7 +18,7 @@ from stream_aligner_proxy.upstream.streams import MAX_BODY_BYTES
 from stream_aligner_proxy.upstream.tokenizing import tokenize_body
 
 # What a server without such an address answers.
-_NO_SUCH_PATH = (404, 405, 501)
+NO_SUCH_PATH = (404, 405, 501)
 
 
 def can_count(dialect: Dialect) -> bool:
@@ -45,7 +45,7 @@ async def count_tokens(endpoint: Endpoint, dialect: Dialect, request: ChatReques
         try:
             await endpoint.answer(exchange, refusals)
         except UpstreamRejected as error:
-            if wire is not None or error.status not in _NO_SUCH_PATH:
+            if wire is not None or error.status not in NO_SUCH_PATH:
                 raise
             raise cannot_count(request.model, f"its /tokenize answered {error.status}") from error
         answer = parse_object(await exchange.read_all(MAX_BODY_BYTES))
