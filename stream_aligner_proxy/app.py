@@ -95,6 +95,9 @@ def create_app(
     table = make_table(settings, members)
     aligners = {use.part.name: use.part.aligner for use in loaded}
     breakers = {use.part.name: use.part.breaker for use in loaded}
+    backends = {name: one.backend for name, one in used_aligners(settings).items()}
+    if aligner is not None:
+        backends[DEFAULT] = aligner.name
     server = settings.server
     service = Service(
         directory=Directory(
@@ -106,12 +109,13 @@ def create_app(
         treatments=make_treatments(settings, breakers, shared.comparisons),
         aligners=aligners,
         breakers=breakers,
+        backends=backends,
         watcher=metrics,
         observer=Guarded(
             (metrics, shared.replies, guarding.spending, *own, *observers),
             metrics.observer_failed,
         ),
-        count_error=metrics.error,
+        count_error=shared.count_error,
         render_metrics=metrics.render,
         max_body_bytes=server.max_body_bytes,
         max_choices=server.max_choices,
@@ -157,10 +161,10 @@ def create_app(
             service.ready = True
             metrics.refresh()  # other workers show it from now on
             _log.info(
-                "ready: %d upstreams, %d routes, aligners: %s",
-                len(members),
+                "ready: upstreams %s; routes %d; aligners %s",
+                ", ".join(member.name for member in members),
                 len(settings.routes),
-                ", ".join(part.name for part in aligners.values()),
+                ", ".join(f"{name} ({backends[name]})" for name in aligners),
             )
             yield
             service.ready = False
@@ -184,7 +188,7 @@ def create_app(
         limits=Limits(server.max_open, server.max_held_bytes, server.shed_above_mib),
         ready=lambda: service.ready,
         shape_of=shape_of,
-        count_error=metrics.error,
+        count_error=shared.count_error,
     )
     guarding.guard(app)
     app.add_middleware(AccessLog)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from stream_aligner_proxy.core.errors import ConfigError, UpstreamError
 from stream_aligner_proxy.core.ports import Aligner
+from stream_aligner_proxy.guarding import check_access
+from stream_aligner_proxy.observing import check_observers
 from stream_aligner_proxy.parts import (
     behind_breaker,
     make_aligner,
@@ -112,6 +114,8 @@ class Report:
 
 async def check(settings: Settings, *, load_aligners: bool = True) -> Report:
     """Raises `ConfigError` for what can never work, whoever answers."""
+    check_observers(settings)
+    access = await check_access(settings)
     made = [make_member(upstream) for upstream in settings.upstreams]
     try:
         aligners = {n: make_aligner(s, n) for n, s in used_aligners(settings).items()}
@@ -134,7 +138,8 @@ async def check(settings: Settings, *, load_aligners: bool = True) -> Report:
         if load_aligners:
             for aligner in aligners.values():
                 await aligner.close()
-    return Report(upstreams, rows, _notes(settings, {row.name: row for row in upstreams}))
+    notes = _notes(settings, {row.name: row for row in upstreams})
+    return Report(upstreams, rows, [*access, *notes])
 
 
 async def _try_upstream(settings: UpstreamSettings, member: Member, prober: Prober) -> UpstreamRow:

@@ -85,8 +85,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="{demo,serve,check,key,health}"
     )
-    demo = commands.add_parser("demo", help="serve two tiny built-in models: upstream and aligner")
-    serve = commands.add_parser("serve", help="serve what a configuration file says")
+    demo = commands.add_parser(
+        "demo",
+        help="serve two tiny built-in models: upstream and aligner",
+        description="Serve two tiny built-in models, an upstream that makes mistakes and an aligner"
+        " that corrects them; print a page to open and a curl line. Ctrl+C ends it.",
+    )
+    serve = commands.add_parser(
+        "serve",
+        help="serve what a configuration file says",
+        description="Serve what a configuration file says. SIGHUP reads it again without a restart;"
+        " SIGTERM lets open replies end. Exit code 2: the file is wrong; the key is named.",
+    )
     check = commands.add_parser(
         "check",
         help="ask every upstream and aligner of a configuration file",
@@ -115,7 +125,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Ask a running proxy whether it lives (/healthz) or is ready (/readyz). Exit"
         " code 0: it said so (status 200); 1: it did not.",
     )
-    health.add_argument("--url", type=_url, default="http://127.0.0.1:8000/healthz", metavar="URL")
+    health.add_argument(
+        "--url",
+        type=_url,
+        default="http://127.0.0.1:8000/healthz",
+        metavar="URL",
+        help="what to ask (%(default)s)",
+    )
     health.add_argument(
         "--key-file", type=Path, metavar="FILE", help="a file with a key, for paths that want one"
     )

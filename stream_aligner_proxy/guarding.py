@@ -55,7 +55,7 @@ class Guarding:
         self._access = access = settings.access
         self._cors = settings.server.cors
         self._counts = shared.access_counts
-        self._count_error = shared.metrics.error
+        self._count_error = shared.count_error
         self._ring = Keyring(
             access.inline(),
             access.keys_file,
@@ -159,6 +159,22 @@ def _make_limiter(settings: RedisSettings | None, failed: Any) -> Limiter:
         ),
         failed,
     )
+
+
+async def check_access(settings: Settings) -> list[str]:
+    """What an operator should know before the start. Raises `ConfigError` as the start would."""
+    access = settings.access
+    Keyring(access.inline(), access.keys_file, access.from_file)
+    if access.redis is None:
+        return []
+    limiter = _make_limiter(access.redis, lambda: None)
+    try:
+        why = await limiter.trouble() if isinstance(limiter, RedisLimiter) else None
+    finally:
+        await limiter.close()
+    closed = access.redis.on_failure == "closed"
+    then = "limited keys would get a 503" if closed else "each process would count for itself"
+    return [] if why is None else [f"access.redis: does not answer ({why}): {then}"]
 
 
 def warn_if_open(settings: Settings, host: str) -> None:

@@ -4,7 +4,7 @@ Standard library only: a probe every few seconds must not load a server's librar
 """
 
 from http.client import HTTPException
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
 
@@ -22,4 +22,6 @@ def trouble(url: str, timeout: float, key: str | None = None) -> str | None:
         with error:
             return f"{url} answers {error.code}"
     except (OSError, HTTPException, ValueError) as error:
-        return f"{url} does not answer ({type(error).__name__})"
+        cause = error.reason if isinstance(error, URLError) else error
+        why = cause.strerror if isinstance(cause, OSError) else None
+        return f"{url} does not answer ({why or type(cause).__name__})"

@@ -1,8 +1,10 @@
 """From settings to observers. Those of the same settings are shared by all apps of a process."""
 
 import asyncio
+import os
 from collections.abc import Mapping
 from importlib import import_module
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -65,6 +67,17 @@ def take_observers(
     return uses
 
 
+def check_observers(settings: Settings) -> None:
+    """Raises `ConfigError` for what the start would end at, and makes nothing."""
+    if settings.tracing is not None:
+        _trace_modules()
+    if settings.audit is not None:
+        folder = settings.audit.path
+        there = next((at for at in (folder, *folder.parents) if at.exists()), folder)
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigError(f"audit.path: {folder}: cannot be written to")
+
+
 def _audit(settings: AuditSettings, counts: Counts) -> ClosableObserver:
     rules = [
         rule if isinstance(rule, str) else (rule.find, rule.replace) for rule in settings.redact
@@ -79,13 +92,7 @@ def _audit(settings: AuditSettings, counts: Counts) -> ClosableObserver:
 
 
 def _traces(settings: TracingSettings, providers: Mapping[str, str]) -> ClosableObserver:
-    try:
-        traces = import_module("stream_aligner_proxy.observers.traces")
-        export = import_module("stream_aligner_proxy.observers.trace_export")
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"tracing: the package {error.name} is missing; install stream-aligner-proxy[traces]"
-        ) from None
+    traces, export = _trace_modules()
     provider = export.make_provider(
         settings.endpoint,
         service_name=settings.service_name,
@@ -95,6 +102,18 @@ def _traces(settings: TracingSettings, providers: Mapping[str, str]) -> Closable
     content = traces.Content(settings.content, settings.max_chars)
     made: ClosableObserver = traces.Traces(traces.Tracing(provider, providers, content))
     return made
+
+
+def _trace_modules() -> tuple[Any, Any]:
+    try:
+        return (
+            import_module("stream_aligner_proxy.observers.traces"),
+            import_module("stream_aligner_proxy.observers.trace_export"),
+        )
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"tracing: the package {error.name} is missing; install stream-aligner-proxy[traces]"
+        ) from None
 
 
 def _headers(secret: SecretStr | None) -> dict[str, str]:

@@ -34,6 +34,8 @@ from stream_aligner_proxy.operating.shared import Shared
 from stream_aligner_proxy.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
+# All addresses of a machine, and the one by which it reaches itself.
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -83,14 +85,18 @@ class _Server(uvicorn.Server):
 
     async def _drain(self, wait: float) -> None:
         admission = self._admission
-        await asyncio.sleep(wait)
+        if wait:
+            _log.info("told to stop: not ready any more, and taking requests for %g s yet", wait)
+            await asyncio.sleep(wait)
         admission.draining = True
         _log.info("draining: %d requests are open", admission.open)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._shutdown_seconds):
                 await admission.idle.wait()
         if admission.open:
-            _log.warning("stopping with %d requests open", admission.open)
+            _log.warning(
+                "server.shutdown_seconds are over: %d requests are cut off", admission.open
+            )
         self.should_exit = True
         self.may_accept.set()
 
@@ -99,7 +105,7 @@ def address(listener: socket.socket, *, tls: bool = False) -> str:
     """Where a client on this machine reaches `listener`."""
     scheme = "https" if tls else "http"
     host, port = listener.getsockname()[:2]
-    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    local = _ANY.get(host, host)
     return f"{scheme}://[{local}]:{port}" if ":" in local else f"{scheme}://{local}:{port}"
 
 
@@ -120,13 +126,16 @@ def run(
 
     def announce() -> None:
         where = address(listener, tls=shared.server.tls is not None)
-        _log.info("listening on %s in process %d", where, os.getpid())
+        host = listener.getsockname()[0]
+        reach = f" (and whatever else {host} stands for)" if host in _ANY else ""
+        _log.info("listening on %s in process %d%s", where, os.getpid(), reach)
         if started is not None:
             started()
 
     allow_many_files()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         told = runner.run(_serve(app, listener, shared, announce, reloader, late=late))
+    _log.info("stopped")
     if told is not None:
         signal.raise_signal(told)  # now for whoever has called this
 

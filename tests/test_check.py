@@ -100,6 +100,27 @@ def test_an_aligner_that_cannot_work_as_a_route_wants_it_is_a_wrong_file(
     assert "alignment.strength: " in capsys.readouterr().err
 
 
+def test_keys_that_cannot_be_read_are_a_wrong_file(file, server, capsys) -> None:
+    path = file(entry("here", server), rest="access: {keys_file: keys.yaml}\n")
+    assert main(["check", "--config", path]) == 2
+    assert "keys_file: keys.yaml: cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_an_audit_log_that_cannot_be_written_is_a_wrong_file(file, server, capsys) -> None:
+    path = file(entry("here", server), rest="audit: {path: rules.yaml/audit}\n")
+    assert main(["check", "--config", path]) == 2
+    assert "audit.path: " in capsys.readouterr().err
+
+
+def test_a_redis_that_does_not_answer_is_noted(file, server, capsys) -> None:
+    url = refused_address().replace("http://", "redis://")
+    path = file(entry("here", server), rest=f'access: {{redis: {{url: "{url}/0"}}}}\n')
+    assert main(["check", "--config", path]) == 0
+    said = capsys.readouterr().out
+    assert "note: access.redis: does not answer" in said
+    assert url not in said
+
+
 def test_help_tells_the_exit_codes(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["check", "--help"])

@@ -104,6 +104,14 @@ class RedisLimiter:
             self._task.cancel()
         await self._redis.aclose()
 
+    async def trouble(self) -> str | None:
+        """Why it cannot be asked, in a word; None where it can."""
+        try:
+            await self._redis.ping()
+        except self._errors as error:
+            return type(error).__name__
+        return None
+
     async def take(self, who: str, limits: Limits) -> Place:
         if limits.tokens_per_minute:
             self._rates[who] = limits.tokens_per_minute

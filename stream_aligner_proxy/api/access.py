@@ -76,7 +76,7 @@ class Access:
                     raise _missing(self._header)
                 key = self._identify(shown)
             except Unauthorized as error:
-                self._refused("wrong_key" if shown else "no_key")
+                self._refused(_reason(error, shown))
                 error.headers |= {"www-authenticate": "Bearer", "connection": "close"}
                 await refuse(error, self._shape_of, self._count_error)(scope, receive, send)
                 return
@@ -120,6 +120,12 @@ class BringsKey:
                 await refuse(error, self._shape_of, self._count_error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _reason(error: Unauthorized, shown: str) -> str:
+    if not shown:
+        return "no_key"
+    return "expired" if error.code == "expired_api_key" else "wrong_key"
 
 
 def bearer_of(headers: Headers) -> str:

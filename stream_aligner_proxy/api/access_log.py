@@ -11,6 +11,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from stream_aligner_proxy.api.reading import KEY
 from stream_aligner_proxy.api.request_id import STATUS, request_id_of
 from stream_aligner_proxy.observers.replies import Record, Told, current
 
@@ -57,6 +58,8 @@ def _fields(scope: Scope, told: Told, status: int | None, seconds: float) -> dic
     }
     if replies:
         fields |= _of_replies(replies)
+    else:  # refused before one began, or an answer without one, such as a list of models
+        fields |= {"outcome": told.error, "key": scope.get(KEY)}
     fields["trace_id"] = told.trace_id or (_trace_of(replies[0]) if replies else None)
     return fields
 

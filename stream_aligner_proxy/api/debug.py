@@ -71,7 +71,7 @@ def snapshot(service: Service, replies: Replies, lag: Lag) -> dict[str, Any]:
         "upstreams": {upstream.name: upstream.open for upstream in upstreams},
         "aligners": {
             name: {
-                "backend": aligner.name,
+                "backend": service.backends[name],
                 "ready": aligner.ready,
                 "waiting": aligner.queue.waiting if isinstance(aligner, Queueing) else None,
             }

@@ -24,6 +24,7 @@ Models = list[dict[str, object]]
 
 _TTL_SECONDS = 30.0
 _LIST_SECONDS = 5.0
+_AGAIN_SECONDS = 1.0  # where there is nothing to list but an error
 
 
 class Directory:
@@ -98,7 +99,7 @@ class Directory:
 
         Raises `UpstreamError` where no upstream could be asked.
         """
-        if self._refreshed is None or self._clock() - self._refreshed > self._ttl:
+        if self._stale():
             await self.refresh()
         merged: dict[str, dict[str, object]] = {}
         # A server without `/models` is no failure: it has nothing to list.
@@ -130,6 +131,12 @@ class Directory:
                     group.create_task(self._ask(upstream))
             self._refreshes += 1
             self._refreshed = self._clock()
+
+    def _stale(self) -> bool:
+        if self._refreshed is None:
+            return True
+        bare = not any(self._lists.values()) and any(map(_is_down, self._failures.values()))
+        return self._clock() - self._refreshed > (_AGAIN_SECONDS if bare else self._ttl)
 
     async def _ask(self, upstream: Member) -> None:
         if upstream.name in self._declared:

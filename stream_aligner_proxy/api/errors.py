@@ -54,9 +54,14 @@ def log_error(error: ProxyError, request_id: str) -> None:
     kind = type(error).__name__
     if error.upstream is not None:
         kind += f" of upstream {error.upstream!r}"
-    code = "-" if isinstance(error, UpstreamRejected) else error.code or error.type
-    level = logging.INFO if isinstance(error, RequestError) else logging.WARNING
-    _log.log(level, "request %s: %s %d %s%s", request_id, kind, error.status, code, said)
+    code, level = f" {error.code or error.type}", logging.WARNING
+    if isinstance(error, UpstreamRejected):
+        code = ""  # the upstream's own word
+    if isinstance(error, RequestError) or (
+        isinstance(error, UpstreamRejected) and error.by_request
+    ):
+        level = logging.INFO
+    _log.log(level, "request %s: %s %d%s%s", request_id, kind, error.status, code, said)
 
 
 def internal_error() -> ProxyError:

@@ -95,6 +95,7 @@ class Service:
     treatments: Sequence[Treatment]
     aligners: Mapping[str, Aligner]
     breakers: Mapping[str, AlignerBreaker]
+    backends: Mapping[str, str]
     watcher: Watcher
     observer: Observer
     count_error: Callable[[ProxyError], None]

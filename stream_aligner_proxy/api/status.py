@@ -29,8 +29,8 @@ def report(service: Service) -> dict[str, Any]:
         "default": None if service.table is not None else _treatment(service.treatments[0]),
         "upstreams": [upstream_report(member) for member in service.directory.upstreams],
         "aligners": [
-            {"name": name, "backend": aligner.name, "state": service.aligner_states()[name]}
-            for name, aligner in service.aligners.items()
+            {"name": name, "backend": service.backends[name], "state": state}
+            for name, state in service.aligner_states().items()
         ],
     }
 

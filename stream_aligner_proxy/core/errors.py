@@ -132,6 +132,11 @@ class UpstreamRejected(UpstreamError):
     code = "upstream_rejected"
 
     @property
+    def by_request(self) -> bool:
+        """It was the request's own fault: nothing for an operator to mend."""
+        return self.status in (400, 413, 422)
+
+    @property
     def transient(self) -> bool:
         return self.status in _TRANSIENT and self.code != "upstream_credentials"
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
+from stream_aligner_proxy.core.errors import ProxyError
 from stream_aligner_proxy.core.records import Committed, Cost, Finished, Review, Verdict
 from stream_aligner_proxy.core.watching import Observer, Opening, Watch
 
@@ -18,11 +19,12 @@ _CONTENT_CHARS = 20_000
 
 class Told:
     """What is known of one HTTP request: `replies` are its choices. `trace_id`: to be set by
-    whoever traces it."""
+    whoever traces it. `error`: the code of what its client was told."""
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.trace_id: str | None = None
+        self.error: str | None = None
         self.replies: list[Record] = []
 
 
@@ -143,6 +145,11 @@ class Replies(Observer):
         self.open: set[Record] = set()
         self._content = content
         self._clock = clock
+
+    def refused(self, error: ProxyError) -> None:
+        """The client of the running request is told this."""
+        if (told := current.get()) is not None:
+            told.error = error.code or error.type
 
     def opened(self, opening: Opening) -> Watch:
         record = Record(opening, self.open.discard, self._clock, content=self._content)

@@ -7,6 +7,7 @@ from stream_aligner_proxy.access.limits import Limiter
 from stream_aligner_proxy.api.admission import Admission
 from stream_aligner_proxy.api.response_store import ResponseStore
 from stream_aligner_proxy.api.service import Loaded
+from stream_aligner_proxy.core.errors import ProxyError
 from stream_aligner_proxy.observers.audit_counts import audit_counts
 from stream_aligner_proxy.observers.breakers import BreakerCounts
 from stream_aligner_proxy.observers.comparing import ComparisonCounts
@@ -72,3 +73,8 @@ class Shared:
         self.aligners: Pool[NamedAligner] = Pool(_start_aligner, _close_aligner)
         self.access_counts = AccessCounts(self.metrics.registry)
         self.limiters: Pool[Limiter] = Pool(_start_limiter, _close_limiter)
+
+    def count_error(self, error: ProxyError) -> None:
+        """A client is told this."""
+        self.metrics.error(error)
+        self.replies.refused(error)

@@ -167,7 +167,8 @@ class _KeysFile(Section):
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{where}: cannot be read ({type(error).__name__})") from None
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise ConfigError(f"{where}: cannot be read: {why}") from None
         data = load_yaml(text, where)
         if not isinstance(data, list):  # an empty file is one that was half written
             raise ConfigError(f"{where}: must be a list of keys; [] for none")

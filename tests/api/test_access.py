@@ -72,6 +72,25 @@ async def test_without_the_key_nothing_but_health_and_the_empty_page_is_answered
     assert 'access_refusals_total{reason="wrong_key"}' in metrics
 
 
+async def test_a_key_that_has_expired_is_counted_as_such() -> None:
+    async with proxy(**keyed(entry(expires="2020-01-01"), open_paths=["/metrics"])) as p:
+        assert (await ask(p, "/v1/models", BEARER)).status_code == 401
+        metrics = (await p.client.get("/metrics")).text
+    assert 'access_refusals_total{reason="expired"} 1.0' in metrics
+
+
+async def test_the_log_tells_who_was_refused_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="stream_aligner_proxy.access")
+    async with proxy(**keyed(entry(models=[]))) as p:
+        await ask(p, "/v1/chat/completions", None)
+        await ask(p, "/v1/chat/completions", BEARER)
+    told = [vars(record)["fields"] for record in caplog.records if record.msg == "answered"]
+    assert [(one["status"], one["outcome"], one["key"]) for one in told] == [
+        (401, "invalid_api_key", None),
+        (404, "model_not_found", "team"),
+    ]
+
+
 async def test_errors_are_worded_as_the_paths_api_words_them() -> None:
     async with proxy(**keyed()) as p:
         openai = await ask(p, "/v1/chat/completions", THEIRS)

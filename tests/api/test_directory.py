@@ -127,6 +127,20 @@ async def test_no_list_at_all_is_the_upstreams_error_unless_it_has_no_such_route
     assert await Directory([Listed("a", error=NO_LIST)]).models({}) == []
 
 
+async def test_an_upstream_that_was_down_is_asked_again_soon_where_there_is_nothing_else() -> None:
+    clock = Clock()
+    a = Listed("a", "one", error=DOWN)
+    directory = Directory([a], clock=clock, ttl=30)
+    with pytest.raises(UpstreamUnreachable):
+        await directory.models({})
+    a.error = None
+    clock.now = 2
+    assert [model["id"] for model in await directory.models({})] == ["one"]
+    clock.now = 4
+    await directory.models({})
+    assert a.asked == 2
+
+
 async def test_a_list_asked_with_a_clients_key_is_for_that_client_only() -> None:
     wants_key = UpstreamRejected("who?", status=401)
     a = Listed("a", error=wants_key)

@@ -122,7 +122,7 @@ async def test_what_did_not_go_well_is_told_with_its_status_and_outcome(json_lin
         (line["status"], line.get("outcome")) for line in answered(json_lines()) if "status" in line
     ]
     assert (502, "review_failed") in told
-    assert (404, None) in told
+    assert (404, "model_not_found") in told
     assert (200, "cancelled") in told
     left = [line for line in answered(json_lines()) if "status" not in line]
     assert [line["outcome"] for line in left] == ["cancelled"]

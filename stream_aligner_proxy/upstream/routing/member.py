@@ -176,8 +176,10 @@ class Member:
     def failed(self, error: UpstreamError, tried: Pass | None) -> None:
         """A reply of it failed. `tried` is None where that was told already: one request that no
         upstream can bear must not shut out all others by being tried again."""
-        refused = isinstance(error, UpstreamRejected)
-        self.last_error = "refused" if refused else type(error).code
+        if not isinstance(error, UpstreamRejected):
+            self.last_error = type(error).code
+        elif not error.by_request:
+            self.last_error = "refused"
         if tried is None or not tells_of_illness(error):
             return
         tried.failed()
