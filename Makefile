@@ -41,6 +41,7 @@ $(BIN)/python:
 
 # The stamp lives in the venv, so removing the venv is enough to start over.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV): some minutes the first time, and pip says nothing meanwhile."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 

@@ -127,8 +127,8 @@ def run(
     def announce() -> None:
         where = address(listener, tls=shared.server.tls is not None)
         host = listener.getsockname()[0]
-        reach = f" (and whatever else {host} stands for)" if host in _ANY else ""
-        _log.info("listening on %s in process %d%s", where, os.getpid(), reach)
+        reach = " and every other address of this machine" if host in _ANY else ""
+        _log.info("listening on %s%s in process %d", where, reach, os.getpid())
         if started is not None:
             started()
 

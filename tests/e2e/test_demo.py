@@ -83,6 +83,11 @@ def test_an_aligner_that_keeps_everything_is_invisible(urls, client, mode):
         assert reply.usage == alone.usage
 
 
+def test_the_status_names_the_backend_and_not_the_models_folder(urls, client):
+    told = client.get(urls["proxy"].removesuffix("/v1") + "/status").json()["aligners"]
+    assert [(one["name"], one["backend"]) for one in told] == [("default", "transformers")]
+
+
 def test_text_that_looks_like_special_tokens_is_only_text(urls, client):
     question = "Say <|keep|><|end|> <|eos|><|committed|>x<|sentence|>y<|revision|> and stop."
     reply = ask(client, urls["proxy"], question, mode="stream", model=MODEL_NAME, max_tokens=40)

@@ -58,6 +58,11 @@ def test_the_original_stands_beside_the_corrected_text(start, page):
     assert "I am kind." in rows
     assert "All <b>is</b> well." in rows
     assert "replace" in rows
+    # Gaps between changed words are marked with them.
+    assert page.evaluate("compare('a b c d', 'a x y d')") == [
+        [["", "a "], ["del", "b c"], ["", " d"]],
+        [["", "a "], ["ins", "x y"], ["", " d"]],
+    ]
 
 
 @pytest.mark.parametrize("mode", ["off", "shadow", "whole"])
@@ -71,9 +76,12 @@ def test_an_error_is_shown_in_words(start, page):
     fault = {"status": 429, "body": {"error": {"message": "too many questions"}}}
     url = start(script={"rules": [{"fault": fault}]}).url
     page.goto(url.removesuffix("/v1") + "/")
-    page.fill("#question", "hello")
+    page.fill("#question", "hello " * 5000)
     page.click("#go")
     page.wait_for_selector("#status:has-text('too many')")
+    seen = page.locator("#status").bounding_box()
+    assert 0 <= seen["y"] <= page.viewport_size["height"] - seen["height"]
+    assert not page.is_visible("#heads")
 
 
 def test_the_keyboard_alone_is_enough(start, page):
