@@ -228,6 +228,19 @@ async def test_secrets_and_content_stay_out_of_logs_and_errors(
     assert "UpstreamRejected of upstream 'main' 401" in caplog.text
 
 
+@pytest.mark.parametrize(("status", "level"), [(400, "INFO"), (403, "WARNING")])
+async def test_what_the_upstream_refuses_for_the_requests_sake_is_no_warning(
+    caplog: pytest.LogCaptureFixture, status: int, level: str
+) -> None:
+    caplog.set_level("INFO", logger="stream_aligner_proxy")
+    async with proxy(Rule(REPLY, fault=Fault(status=status))) as p:
+        await p.post()
+        told = (await p.client.get("/status")).json()["upstreams"][0]["last_error"]
+    [record] = [one for one in caplog.records if "UpstreamRejected" in one.getMessage()]
+    assert record.levelname == level
+    assert told == (None if level == "INFO" else "refused")
+
+
 async def test_a_clients_mistakes_are_counted_by_kind() -> None:
     async with proxy() as p:
         await p.post(model=3)

@@ -61,6 +61,7 @@ async def test_while_readiness_is_off_for_a_while_requests_are_still_taken(tmp_p
         async with serving(config) as proxy, httpx.AsyncClient(base_url=proxy.address) as client:
             proxy.tell(signal.SIGTERM)
             await readiness(client, 503)
+            await proxy.logged("taking requests for 3600 s yet")
             assert text(await ask(client)) == aligned()
             # Told twice it does not wait.
             proxy.tell(signal.SIGTERM)
