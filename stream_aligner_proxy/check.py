@@ -31,7 +31,8 @@ _ALIGNER_COLUMNS = ("aligner", "answers", "ms", "backend")
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRow:
-    """`error` is a code of ours, None where it answers. `models` is None where it lists none."""
+    """`error` is a code of ours, None where it answers, and `reason` a sentence. `models` is None
+    where it lists none."""
 
     name: str
     dialect: str
@@ -40,6 +41,7 @@ class UpstreamRow:
     milliseconds: float
     models: tuple[str, ...] | None = None
     error: str | None = None
+    reason: str | None = None
 
     def cells(self) -> tuple[str, ...]:
         listed = "-" if self.models is None else str(len(self.models))
@@ -80,6 +82,9 @@ class Report:
             _aligned([_UPSTREAM_COLUMNS, *(row.cells() for row in self.upstreams)]),
             _aligned([_ALIGNER_COLUMNS, *(row.cells() for row in self.aligners)]),
         ]
+        reasons = [row.reason for row in self.upstreams if row.reason]
+        if reasons:
+            blocks.append("\n".join(reasons))
         if self.notes:
             blocks.append("\n".join(f"note: {note}" for note in self.notes))
         return "\n\n".join(blocks)
@@ -96,6 +101,7 @@ class Report:
                     "milliseconds": round(row.milliseconds, 1),
                     "models": row.models,
                     "error": row.error,
+                    "reason": row.reason,
                 }
                 for row in self.upstreams
             ],
@@ -144,11 +150,11 @@ async def check(settings: Settings, *, load_aligners: bool = True) -> Report:
 
 async def _try_upstream(settings: UpstreamSettings, member: Member, prober: Prober) -> UpstreamRow:
     begun = time.monotonic()
-    error, models = None, settings.models
+    error, reason, models = None, None, settings.models
     try:
         await member.ping()
     except UpstreamError as failure:
-        error = type(failure).code
+        error, reason = type(failure).code, str(failure)
     milliseconds = 1000 * (time.monotonic() - begun)
     if error is None and models is None:
         try:
@@ -166,6 +172,7 @@ async def _try_upstream(settings: UpstreamSettings, member: Member, prober: Prob
         milliseconds,
         models,
         error,
+        reason,
     )
 
 

@@ -61,6 +61,7 @@ def test_an_upstream_that_does_not_answer_is_code_1_and_no_address_is_shown(
     captured = capsys.readouterr()
     shown = captured.out + captured.err
     assert "NO: upstream_unreachable" in shown
+    assert "upstream 'gone' cannot be reached: the connection was refused" in shown
     assert "not asked" in shown
     assert "sk-very-secret" not in shown
     assert gone.removeprefix("http://") not in shown
@@ -83,6 +84,7 @@ def test_json_is_for_machines(file, server, capsys) -> None:
     here, gone = report["upstreams"]
     assert (here["models"], here["error"], here["way"]) == (["scripted"], None, "prefill")
     assert gone["error"] == "upstream_unreachable"
+    assert gone["reason"].endswith(": the connection was refused")
     assert report["aligners"][0]["error"] is None
 
 

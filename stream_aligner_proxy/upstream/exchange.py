@@ -20,6 +20,7 @@ from stream_aligner_proxy.core.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from stream_aligner_proxy.upstream.causes import why
 from stream_aligner_proxy.upstream.http2 import Connection, Http2, Stream
 
 _DRAIN_SECONDS = 0.05
@@ -183,7 +184,7 @@ class Exchange:
         except TimeoutError as error:
             raise UpstreamTimeout(f"{self._who} could not be reached in time") from error
         except OSError as error:
-            raise UpstreamUnreachable(f"{self._who} cannot be reached") from error
+            raise UpstreamUnreachable(f"{self._who} cannot be reached{why(error)}") from error
 
     def _hear_of_loss(self, response: aiohttp.ClientResponse | Stream) -> None:
         """aiohttp does not tell a body's reader of every way in which a connection can end: bytes
@@ -305,7 +306,8 @@ class Exchange:
             case aiohttp.ServerTimeoutError():
                 return UpstreamTimeout(f"{self._who} could not be reached in time")
             case aiohttp.ClientConnectorError():
-                return UpstreamUnreachable(f"{self._who} cannot be reached")
+                cause = getattr(error, "certificate_error", error.os_error)
+                return UpstreamUnreachable(f"{self._who} cannot be reached{why(cause)}")
             case aiohttp.ClientPayloadError() | aiohttp.ClientResponseError() if (
                 self._response is not None
             ):
