@@ -49,6 +49,7 @@ def reply(observer: Observer, sentences: int) -> None:
     watch.branch_answered(0, "main")
     for number in range(sentences):
         watch.review_started(number, REVIEW)
+        watch.review_context(number)
         watch.reviewed(number, Verdict(), 0.02)
         unit = REWRITTEN if number % 8 == 7 else KEPT
         watch.committed(unit, 0.02)

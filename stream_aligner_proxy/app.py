@@ -85,7 +85,9 @@ def create_app(
         guarding.drop()
         raise
     try:
-        watching = take_observers(settings, shared.observers, shared.audit_counts)
+        watching = take_observers(
+            settings, shared.observers, shared.audit_counts, metrics.spans_dropped
+        )
     except ConfigError:
         guarding.drop()
         _drop(upstreams, loaded)

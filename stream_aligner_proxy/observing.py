@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -46,7 +46,10 @@ def observer_pool() -> Observers:
 
 
 def take_observers(
-    settings: Settings, pool: Observers, counts: Counts
+    settings: Settings,
+    pool: Observers,
+    counts: Counts,
+    spans_dropped: Callable[[str, int], None],
 ) -> list[Use[ClosableObserver]]:
     """Those that the settings ask for. Raises `ConfigError`, and holds nothing then."""
     uses: list[Use[ClosableObserver]] = []
@@ -59,7 +62,7 @@ def take_observers(
                 upstream.name: _PROVIDERS.get(upstream.dialect, upstream.dialect)
                 for upstream in settings.upstreams
             }
-            uses.append(pool.take((tracing, who), lambda: _traces(tracing, who)))
+            uses.append(pool.take((tracing, who), lambda: _traces(tracing, who, spans_dropped)))
     except ConfigError:
         for use in uses:
             use.drop()
@@ -91,13 +94,18 @@ def _audit(settings: AuditSettings, counts: Counts) -> ClosableObserver:
     return AuditLog(files, Redaction(rules), sampling, counts, most_chars=settings.max_reply_chars)
 
 
-def _traces(settings: TracingSettings, providers: Mapping[str, str]) -> ClosableObserver:
+def _traces(
+    settings: TracingSettings,
+    providers: Mapping[str, str],
+    spans_dropped: Callable[[str, int], None],
+) -> ClosableObserver:
     traces, export = _trace_modules()
     provider = export.make_provider(
         settings.endpoint,
         service_name=settings.service_name,
         sample=settings.sample,
         headers=_headers(settings.headers),
+        dropped=spans_dropped,
     )
     content = traces.Content(settings.content, settings.max_chars)
     made: ClosableObserver = traces.Traces(traces.Tracing(provider, providers, content))

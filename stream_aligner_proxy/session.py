@@ -281,12 +281,15 @@ class Session:
     async def _review(self, started: StartReview) -> None:
         event: Event
         begun = self._clock()
+        asked = started.request
+        if context := self._watch.review_context(started.review):
+            asked = replace(asked, headers=context)
 
         def progress(text: str) -> None:
             self._dispatch(ReviewProgress(started.review, text))
 
         try:
-            verdict = await self._aligner.review(started.request, progress)
+            verdict = await self._aligner.review(asked, progress)
             event = ReviewDone(started.review, verdict)
             self._watch.reviewed(started.review, verdict, self._clock() - begun)
         except ProxyError as error:

@@ -222,7 +222,7 @@ class RemoteAligner:
                 raise ReviewError(_CLOSED)
             server = await self._choose(asking.key, tried, failures, deadline)
             try:
-                async with server.complete(asking.body(server)) as pieces:
+                async with server.complete(asking.body(server), asking.headers) as pieces:
                     return await asking.read(pieces, server)
             except Refused as refusal:
                 # The client is not told what it said: it may be about another's text.

@@ -42,6 +42,7 @@ class Asking:
         progress: Progress | None = None,
     ) -> None:
         self.key = key_of(review)
+        self.headers = review.headers
         self._encoder = encoder
         self._review = review
         self._framed = framed

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 from typing import Any
 
 import httpx2
@@ -35,6 +36,7 @@ _KEEPALIVE_SECONDS = 4.0
 _DRAIN_SECONDS = 0.05
 _MAX_BODY_BYTES = 4 * 1024 * 1024
 _AGAIN = frozenset((429, 502, 503, 504))
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Unanswered(ReviewError):
@@ -124,11 +126,16 @@ class Server:
                 raise
 
     @asynccontextmanager
-    async def complete(self, body: Mapping[str, Any]) -> AsyncIterator["Pieces"]:
-        """Ask. Entering raises `Unanswered` where it may be asked elsewhere, else `Refused` or
-        `ReviewError`; leaving early cuts the connection."""
+    async def complete(
+        self, body: Mapping[str, Any], headers: Mapping[str, str] = _NONE
+    ) -> AsyncIterator["Pieces"]:
+        """Ask; `headers` go along. Entering raises `Unanswered` where it may be asked elsewhere,
+        else `Refused` or `ReviewError`; leaving early cuts the connection."""
         request = self._client.build_request(
-            "POST", f"{self._base}/completions", content=orjson.dumps(body), headers=self._headers
+            "POST",
+            f"{self._base}/completions",
+            content=orjson.dumps(body),
+            headers={**headers, **self._headers},
         )
         self.running += 1
         response: httpx2.Response | None = None

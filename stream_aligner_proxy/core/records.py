@@ -64,7 +64,8 @@ class Review:
     `sentence` has no leading or trailing whitespace (rule 9). `committed` is everything that was
     committed before it, or will have been if the sentences still waiting are kept. `strength` is
     the dial between leaving all alone (0) and changing what can be changed (1): the odds of
-    keeping the sentence are multiplied by (1 - strength) / strength.
+    keeping the sentence are multiplied by (1 - strength) / strength. `headers` go along where the
+    aligner is a server of its own: the trace that the review belongs to.
     """
 
     conversation: tuple[Turn, ...]
@@ -72,6 +73,7 @@ class Review:
     sentence: str
     scope: Scope = "sentence"
     strength: float = NEUTRAL
+    headers: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

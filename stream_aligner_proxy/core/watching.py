@@ -65,6 +65,10 @@ class Watch:
 
     def review_started(self, review: int, asked: Review) -> None: ...
 
+    def review_context(self, review: int) -> Mapping[str, str]:
+        """What `context` is for a branch, for a review. Asked after `review_started`."""
+        return {}
+
     def reviewed(
         self, review: int, verdict: Verdict | None, seconds: float, error: str | None = None
     ) -> None:

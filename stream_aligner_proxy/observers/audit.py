@@ -2,7 +2,8 @@
 
 The format is version 1 of `training.data.sources.audit`; the keys beside `conversation` and `units`
 say where the reply came from. Off unless a folder is configured. What is written has gone through
-the rules of redaction; where those fail the record is dropped, never written as it was.
+the rules of redaction; where those fail the record is dropped, never written as it was. A text
+that they are not done with in time is withheld: there is a mark in its place.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import orjson
 from stream_aligner_proxy.core.records import Committed, Cost, Finished, Mode
 from stream_aligner_proxy.core.watching import ClosableObserver, Opening, Watch
 from stream_aligner_proxy.observers.audit_files import AuditFiles, Counts
-from stream_aligner_proxy.observers.redacting import Redaction
+from stream_aligner_proxy.observers.redacting import Redacting, Redaction
 
 VERSION = 1
 _OVERHEAD = 200  # bytes that a unit holds beside its text, about
@@ -75,8 +76,8 @@ class AuditLog(ClosableObserver):
         self._files.put(lambda: self._line(record, about), record.chars + _OVERHEAD)
 
     def _line(self, record: "_Record", about: Mapping[str, Any]) -> bytes | None:
-        redact = self._redaction
         try:
+            redact = self._redaction.record()
             opening = record.opening
             line = {
                 "v": VERSION,
@@ -87,13 +88,16 @@ class AuditLog(ClosableObserver):
                 "units": [_unit(unit, redact) for unit in record.units],
                 **about,
             }
+            if redact.withheld:
+                line["withheld"] = redact.withheld
+                self._counts.withheld(redact.withheld)
             return orjson.dumps(line)
         except Exception:  # noqa: BLE001 - whatever a rule does, nothing is written as it was
             self._counts.dropped("redaction")
             return None
 
 
-def _unit(unit: Committed, redact: Redaction) -> dict[str, Any]:
+def _unit(unit: Committed, redact: Redacting) -> dict[str, Any]:
     return {**asdict(unit), "original": redact(unit.original), "text": redact(unit.text)}
 
 

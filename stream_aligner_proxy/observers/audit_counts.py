@@ -20,6 +20,12 @@ def audit_counts(registry: CollectorRegistry) -> Counts:
         namespace=_NAMESPACE,
         registry=registry,
     )
+    withheld = Counter(
+        "audit_withheld_texts",
+        "Texts in whose place the audit log has a mark, since redaction was not done in time.",
+        namespace=_NAMESPACE,
+        registry=registry,
+    )
     for reason in ("queue", "disk", "redaction"):
         dropped.labels(reason)
 
@@ -27,4 +33,4 @@ def audit_counts(registry: CollectorRegistry) -> Counts:
         records.inc()
         size.inc(length)
 
-    return Counts(written, lambda reason: dropped.labels(reason).inc())
+    return Counts(written, lambda reason: dropped.labels(reason).inc(), withheld.inc)

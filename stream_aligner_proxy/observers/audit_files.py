@@ -1,31 +1,36 @@
 """Files of whole lines that outlive a crash: one writer thread, appends only, bounded in size.
 
-Each process writes files of its own and holds a lock on the one it writes. A line that a killed
-process left half written can only be the last of its file; whoever starts next, and finds that
-nobody holds the lock, cuts it off. Until then a reader sees a last line without its newline.
+A line is written whole or not at all, unless the process is killed meanwhile: see `audit_folder`.
 """
 
 import fcntl
 import logging
 import os
+import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from stream_aligner_proxy.observers.audit_folder import SUFFIX, locked, prune, recover
+
 _log = logging.getLogger(__name__)
 
-SUFFIX = ".jsonl"
 _BLOCK = 64 * 1024
 _TELL_SECONDS = 60.0
+_MAKING_SECONDS = 1.0
+
+_Waiting = tuple[Callable[[], bytes | None], int]
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Bytes of one file, and the number of files in the folder, those of all processes together;
-    bytes that may wait for the writer."""
+    """Bytes of one file, unless it holds a single line that is longer; the number of files in the
+    folder, those of all processes together, unless more processes are writing; bytes that may wait
+    for the writer."""
 
     file: int = 64 * 1024 * 1024
     keep: int = 10
@@ -34,15 +39,18 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Told what became of records: written with so many bytes, or dropped for a reason."""
+    """Told what became of records: written with so many bytes, or dropped for a reason; and how
+    many of their texts were withheld."""
 
     written: Callable[[int], None] = lambda size: None
     dropped: Callable[[str], None] = lambda reason: None
+    withheld: Callable[[int], None] = lambda texts: None
 
 
 class AuditFiles:
     """`put` from any thread; `close` writes what waits. Nothing raises: a disk that is full or may
-    not be written to is logged once a minute and counted."""
+    not be written to is logged once a minute and counted. There is no file before the first
+    line, and no thread before the first `put`."""
 
     def __init__(
         self,
@@ -57,19 +65,20 @@ class AuditFiles:
         self._sizes = sizes or Sizes()
         self._sync = sync
         self._counts = counts or Counts()
-        self._waiting: deque[tuple[Callable[[], bytes | None], int]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
         self._more = threading.Condition()
         self._closing = False
-        self._descriptor: int | None = None
+        self._descriptor: int | None = None  # of the file that is being written, which is locked
+        self._path = folder
         self._size = 0
         self._number = 0
         self._told = -_TELL_SECONDS
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder):
+            pass  # it can be written to
         recover(folder)
-        self._open()
-        self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     def put(self, make: Callable[[], bytes | None], size: int) -> None:
         """Write the line that `make` gives (None: it was dropped), without its newline. `make` is
@@ -80,6 +89,9 @@ class AuditFiles:
                 self._waiting.append((make, size))
                 self._waiting_bytes += size
                 self._more.notify()
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
+                    self._thread.start()
         if full:
             self._counts.dropped("queue")
 
@@ -88,7 +100,9 @@ class AuditFiles:
         with self._more:
             self._closing = True
             self._more.notify()
-        self._thread.join(seconds)
+            thread = self._thread
+        if thread is not None:
+            thread.join(seconds)
 
     def _run(self) -> None:
         while True:
@@ -97,35 +111,28 @@ class AuditFiles:
                     self._more.wait()
                 batch, self._waiting = self._waiting, deque()
                 closing = self._closing
-            if batch:
-                self._write(self._lines(make for make, _ in batch))
+            for lines, size in _made(batch):
+                self._write(lines)
                 with self._more:
-                    self._waiting_bytes -= sum(size for _, size in batch)
-            elif closing:
+                    self._waiting_bytes -= size
+            if closing and not batch:
                 self._let_go()
                 return
-
-    def _lines(self, makers: Iterable[Callable[[], bytes | None]]) -> list[bytes]:
-        lines = []
-        for make in makers:
-            line = make()
-            if line is not None:
-                lines.append(line + b"\n")
-        return lines
 
     def _write(self, lines: list[bytes]) -> None:
         done = 0
         try:
             while done < len(lines):
-                if self._descriptor is None or self._size >= self._sizes.file:
-                    self._let_go()
-                    self._open()
+                self._make_room(len(lines[done]))
                 block = [lines[done]]
                 size = len(block[0])
                 most = min(_BLOCK, self._sizes.file - self._size)
-                while done + len(block) < len(lines) and size < most:
-                    block.append(lines[done + len(block)])
-                    size += len(block[-1])
+                while done + len(block) < len(lines):
+                    following = lines[done + len(block)]
+                    if size + len(following) > most:
+                        break
+                    block.append(following)
+                    size += len(following)
                 self._append(b"".join(block))
                 done += len(block)
                 for line in block:
@@ -145,9 +152,26 @@ class AuditFiles:
             if self._sync:
                 os.fsync(self._descriptor)
         except OSError:
-            os.ftruncate(self._descriptor, self._size)
+            try:
+                os.ftruncate(self._descriptor, self._size)
+            except OSError:
+                # Behind half a line nothing can be written. It stays the last of its file, and is
+                # cut off as a dead process's is.
+                self._let_go()
             raise
         self._size += len(data)
+
+    def _make_room(self, size: int) -> None:
+        """See that there is a file, in its folder still, with room for so much."""
+        if self._descriptor is not None:
+            found = os.fstat(self._descriptor)
+            self._size = found.st_size
+            if not found.st_nlink or (self._size and self._size + size > self._sizes.file):
+                self._let_go()
+        if self._descriptor is None:
+            with locked(self._folder):
+                prune(self._folder, self._sizes.keep - 1)
+                self._open()
 
     def _open(self) -> None:
         """A new file, under a lock that ends with this process."""
@@ -157,23 +181,26 @@ class AuditFiles:
             name = f"audit-{stamp}-{os.getpid()}-{self._number:06d}{SUFFIX}"
             try:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-                self._descriptor = os.open(self._folder / name, flags, 0o600)
-                break
+                opened = os.open(self._folder / name, flags, 0o600)
             except FileExistsError:
                 continue
-        # Waits while another process, starting, looks whether anybody holds it.
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        self._size = 0
-        self._prune()
-
-    def _prune(self) -> None:
-        """The oldest go. Names begin with the time, so they sort by it."""
-        files = sorted(self._folder.glob(f"audit-*{SUFFIX}"))
-        for old in files[: max(len(files) - self._sizes.keep, 0)]:
-            old.unlink(missing_ok=True)
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX)
+                # Somebody may have removed it before it was locked.
+                linked = os.fstat(opened).st_nlink > 0
+            except OSError:
+                os.close(opened)
+                raise
+            if linked:
+                break
+            os.close(opened)
+        self._descriptor, self._path, self._size = opened, self._folder / name, 0
 
     def _let_go(self) -> None:
         if self._descriptor is not None:
+            if not self._size:  # nothing whole is in it
+                with suppress(OSError):
+                    self._path.unlink()
             os.close(self._descriptor)
             self._descriptor = None
 
@@ -184,31 +211,17 @@ class AuditFiles:
             _log.error("the audit log cannot be written: %s", error.strerror)
 
 
-def recover(folder: Path) -> int:
-    """Cut off the lines that dead processes left half written, and say how many."""
-    cut = 0
-    for file in folder.glob(f"audit-*{SUFFIX}"):
-        try:
-            with file.open("r+b") as held:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                size = held.seek(0, os.SEEK_END)
-                whole = _end_of_last_line(held.fileno(), size)
-                if whole < size:
-                    held.truncate(whole)
-                    cut += 1
-        except OSError:
-            continue  # another process writes it, or has taken it away
-    if cut:
-        _log.warning("the audit log had %d half-written lines, which were cut off", cut)
-    return cut
-
-
-def _end_of_last_line(descriptor: int, size: int) -> int:
-    end = size
-    while end > 0:
-        begin = max(end - _BLOCK, 0)
-        found = os.pread(descriptor, end - begin, begin).rfind(b"\n")
-        if found >= 0:
-            return begin + found + 1
-        end = begin
-    return 0
+def _made(batch: Iterable[_Waiting]) -> Iterator[tuple[list[bytes], int]]:
+    """The lines, in parts, with what they held on to while they waited. Redaction can be slow: what
+    is made is written after a second at the latest, and is not lost with the rest."""
+    lines: list[bytes] = []
+    held = 0
+    since = time.monotonic()
+    for make, size in batch:
+        if (line := make()) is not None:
+            lines.append(line + b"\n")
+        held += size
+        if time.monotonic() - since >= _MAKING_SECONDS:
+            yield lines, held
+            lines, held, since = [], 0, time.monotonic()
+    yield lines, held

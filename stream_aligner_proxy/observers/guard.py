@@ -64,6 +64,11 @@ class _Watches(Watch):
     def review_started(self, review: int, asked: Review) -> None:
         self._tell(lambda watch: watch.review_started(review, asked))
 
+    def review_context(self, review: int) -> Mapping[str, str]:
+        headers: dict[str, str] = {}
+        self._tell(lambda watch: headers.update(watch.review_context(review)))
+        return headers
+
     def reviewed(
         self, review: int, verdict: Verdict | None, seconds: float, error: str | None = None
     ) -> None:

@@ -155,6 +155,11 @@ class Instruments:
             "configuration_reloads", "Reloads of the configuration, by how they went.", ["outcome"]
         )
         self.observer_failures = counter("observer_failures", "Calls in which an observer raised.")
+        self.spans = counter(
+            "trace_spans_dropped", "Spans of traces that the collector did not get.", ["reason"]
+        )
+        for reason in ("queue", "export"):
+            self.spans.labels(reason)
         self.lag = histogram(
             "event_loop_lag_seconds",
             "How late the event loop was, looked at four times a second.",

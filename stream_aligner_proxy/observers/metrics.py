@@ -94,6 +94,10 @@ class Metrics(Observer):
     def reloaded(self, *, ok: bool) -> None:
         self.of.reloads.labels("ok" if ok else "failed").inc()
 
+    def spans_dropped(self, reason: str, spans: int) -> None:
+        """The collector of traces did not get so many. Called from any thread."""
+        self.of.spans.labels(reason).inc(spans)
+
     def retried(self, upstream: str, reason: str) -> None:
         self.of.retries.labels(upstream, reason).inc()
 

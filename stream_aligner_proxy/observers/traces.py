@@ -2,7 +2,8 @@
 
     chat MODEL               SERVER    the reply; its parent is what the client sent (traceparent)
       chat MODEL             CLIENT    a branch; the upstream's parent: its traceparent goes along
-      review ALIGNER         INTERNAL  what the aligner was asked
+      review ALIGNER         INTERNAL  what the aligner was asked; the parent of what a server of
+                                       its own (backend `remote`) traces
 
 Without content, unless that was asked for. Every span ends exactly once, on every way out: what is
 open when the reply ends is ended then.
@@ -134,7 +135,7 @@ def _headers_of(span: Span) -> dict[str, str]:
 
 
 class _Passed(Watch):
-    """A trace that is not recorded here: it only goes on upstream."""
+    """A trace that is not recorded here: it only goes on, upstream and to the aligner."""
 
     __slots__ = ("_span",)
 
@@ -142,6 +143,9 @@ class _Passed(Watch):
         self._span = span
 
     def context(self, branch: int) -> Mapping[str, str]:
+        return _headers_of(self._span)
+
+    def review_context(self, review: int) -> Mapping[str, str]:
         return _headers_of(self._span)
 
 
@@ -208,6 +212,10 @@ class _Traced(Watch):
             },
         )
         self._reviews[review] = (span, asked)
+
+    def review_context(self, review: int) -> Mapping[str, str]:
+        held = self._reviews.get(review)
+        return _headers_of(self._reply if held is None else held[0])
 
     def reviewed(
         self, review: int, verdict: Verdict | None, seconds: float, error: str | None = None

@@ -1,12 +1,11 @@
 """The sections `audit` and `tracing`: what is written down and sent beside metrics and logs."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
-from stream_aligner_proxy.observers.redacting import NAMED
+from stream_aligner_proxy.observers.redacting import NAMED, check_rule
 from stream_aligner_proxy.settings.base import Section, base_url, relative_to_file
 
 _MIB = 1024 * 1024
@@ -14,7 +13,8 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class RedactRule(Section):
-    """`find` is a regular expression, `replace` what is written instead (`\\1` for a group)."""
+    """`find` is a regular expression, as the package `regex` understands them; `replace` what is
+    written instead (`\\1` for a group)."""
 
     find: str
     replace: str = "[redacted]"
@@ -35,10 +35,7 @@ def _checked(rules: "tuple[str | RedactRule, ...]") -> "tuple[str | RedactRule, 
                     f"must be a list of names ({', '.join(NAMED)}) and of find: …, replace: …"
                 )
             continue
-        try:
-            re.compile(rule.find).sub(rule.replace, "")
-        except (re.error, IndexError) as error:
-            raise ValueError(f"the pattern cannot be used: {error}") from None
+        check_rule(rule.find, rule.replace)
     return rules
 
 

@@ -1,11 +1,14 @@
 """From a reply to rows that an aligner is trained on."""
 
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 
 from stream_aligner_proxy.app import create_app
 from stream_aligner_proxy.core.errors import ConfigError
@@ -13,8 +16,9 @@ from stream_aligner_proxy.core.records import ChatRequest, Committed, Cost, Mode
 from stream_aligner_proxy.core.watching import Opening
 from stream_aligner_proxy.demo.script import Rule
 from stream_aligner_proxy.observers.audit import AuditLog, Sampling
+from stream_aligner_proxy.observers.audit_counts import audit_counts
 from stream_aligner_proxy.observers.audit_files import AuditFiles, Counts
-from stream_aligner_proxy.observers.redacting import Redaction
+from stream_aligner_proxy.observers.redacting import WITHHELD, Redaction
 from stream_aligner_proxy.settings import build
 from tests.api.proxy import QUESTION, REPLY, proxy, replacing, settings
 from tests.servers import refused_address
@@ -91,6 +95,15 @@ async def test_the_last_half_line_of_a_killed_process_is_set_aside_by_training(
     assert "Unterminated" in (out / "rejected.jsonl").read_text()
 
 
+async def test_a_proxy_that_answers_nobody_leaves_no_file_and_no_thread(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    async with proxy(audit={"path": str(folder)}) as p:
+        assert (await p.client.get("/healthz")).status_code == 200
+        assert not [thread for thread in threading.enumerate() if thread.name == "audit"]
+        assert os.listdir(folder) == []
+    assert os.listdir(folder) == []
+
+
 async def test_align_is_written_too_and_shared_by_the_next_configuration(tmp_path: Path) -> None:
     folder = tmp_path / "log"
     async with proxy(aligner=replacing(left=RIGHT), audit={"path": str(folder)}) as p:
@@ -157,15 +170,37 @@ def test_the_format_is_the_one_that_training_reads(tmp_path: Path) -> None:
 def test_where_redaction_fails_the_record_is_dropped_and_not_written_as_it_was(
     tmp_path: Path,
 ) -> None:
-    def fails(text: str) -> str:
-        raise RecursionError(text)
+    class Fails(Redaction):
+        def record(self) -> Any:
+            raise RecursionError
 
     dropped: list[str] = []
-    audit = log(tmp_path, redact=fails, counts=Counts(dropped=dropped.append))
+    audit = log(tmp_path, redact=Fails(()), counts=Counts(dropped=dropped.append))
     write(audit, "r", *units("A secret."))
     audit.close()
     assert dropped == ["redaction"]
     assert records(tmp_path) == []
+
+
+def test_a_text_that_takes_too_long_is_withheld_and_its_record_is_not_trained_on(
+    tmp_path: Path,
+) -> None:
+    registry = CollectorRegistry()
+    folder = tmp_path / "log"
+    redact = Redaction([("(a|aa)+$", "x")], seconds=0.1)
+    audit = log(folder, redact=redact, counts=audit_counts(registry))
+    secret = f"secret {'a' * 5000}!"
+    write(audit, "r", Committed(0, "Fine.", "Fine.", "keep", 0), *units(secret))
+    audit.close()
+    (record,) = records(folder)
+    assert [unit["text"] for unit in record["units"]] == ["Fine.", WITHHELD]
+    assert [unit["original"] for unit in record["units"]] == ["Fine.", WITHHELD]
+    assert "secret" not in json.dumps(record)
+    assert record["withheld"] == 1
+    assert registry.get_sample_value("stream_aligner_audit_withheld_texts_total") == 1
+    out = tmp_path / "rows"
+    assert training_data(["build", "--source", f"audit-log:{folder}", "--out", str(out)]) == 1
+    assert "withheld" in (tmp_path / "rows.rejected.jsonl").read_text()
 
 
 def test_of_a_very_long_reply_the_beginning_is_kept(tmp_path: Path) -> None:
@@ -183,6 +218,7 @@ def test_of_a_very_long_reply_the_beginning_is_kept(tmp_path: Path) -> None:
     [
         ({"path": "x", "redact": ["names"]}, r"audit\.redact"),
         ({"path": "x", "redact": [{"find": "("}]}, r"audit\.redact"),
+        ({"path": "x", "redact": [{"find": "a", "replace": "\\1"}]}, r"audit\.redact"),
         ({"path": "x", "sample": 2}, r"audit\.sample"),
         ({}, r"audit\.path"),
     ],

@@ -52,6 +52,7 @@ CALLS = [
     ("context", (0,)),
     ("branch_answered", (0, "main")),
     ("review_started", (0, Review((), "", "a private sentence"))),
+    ("review_context", (0,)),
     ("reviewed", (0, VERDICT, 0.1, None)),
     ("review_dropped", (0,)),
     ("held", (0.1, "client")),
@@ -71,6 +72,11 @@ def test_the_calls_below_are_all_that_a_watch_is_told() -> None:
     assert {name for name, _ in CALLS} == public
 
 
+def give_headers(recorder: Recorder, headers: dict[str, str]) -> None:
+    recorder.context = lambda branch: headers  # type: ignore[method-assign]
+    recorder.review_context = lambda review: headers  # type: ignore[method-assign]
+
+
 def tell_everything(observer: Observer) -> None:
     watch = observer.opened(OPENING)
     for name, arguments in CALLS:
@@ -83,18 +89,19 @@ ALL = ["opened", *(name for name, _ in CALLS)]
 def test_every_call_reaches_every_observer() -> None:
     recorders = [Recorder(), Recorder()]
     for recorder in recorders:
-        recorder.context = lambda branch: {"traceparent": "00"}  # type: ignore[method-assign]
+        give_headers(recorder, {"traceparent": "00"})
     tell_everything(Guarded(recorders, lambda: pytest.fail("nothing failed")))
     for recorder in recorders:
-        assert recorder.calls == [name for name in ALL if name != "context"]
+        assert recorder.calls == [name for name in ALL if "context" not in name]
 
 
 def test_the_context_of_all_observers_goes_along() -> None:
     one, other = Recorder(), Recorder()
-    one.context = lambda branch: {"traceparent": "00"}  # type: ignore[method-assign]
-    other.context = lambda branch: {"baggage": "a=b"}  # type: ignore[method-assign]
+    give_headers(one, {"traceparent": "00"})
+    give_headers(other, {"baggage": "a=b"})
     guarded = Guarded([one, other], lambda: pytest.fail("nothing failed"))
     assert guarded.opened(OPENING).context(0) == {"traceparent": "00", "baggage": "a=b"}
+    assert guarded.opened(OPENING).review_context(0) == {"traceparent": "00", "baggage": "a=b"}
 
 
 def test_a_raising_observer_is_counted_and_logged_without_content(
@@ -103,10 +110,10 @@ def test_a_raising_observer_is_counted_and_logged_without_content(
     caplog.set_level(logging.DEBUG)
     failures: list[int] = []
     recorder, after = Recorder(ValueError("a private sentence")), Recorder()
-    after.context = lambda branch: {}  # type: ignore[method-assign]
+    give_headers(after, {})
     tell_everything(Guarded([recorder, after], lambda: failures.append(1)))
     assert recorder.calls == ALL
-    assert after.calls == [name for name in ALL if name != "context"]
+    assert after.calls == [name for name in ALL if "context" not in name]
     assert len(failures) == len(CALLS)
     assert "Recorder raised ValueError" in caplog.text
     assert "private" not in caplog.text

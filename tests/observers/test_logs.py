@@ -245,6 +245,20 @@ def test_an_exception_is_one_line_that_says_where_and_not_what(lines: Lines) -> 
         assert re.search(r"test_logs\.py:\d+ _raised", line)
 
 
+def test_of_other_libraries_only_what_holds_no_addresses_and_no_keys_is_let_through(
+    lines: Lines,
+) -> None:
+    for name in ("aiohttp.client", "httpx2", "httpcore2.connection", "redis", "urllib3.pool"):
+        logging.getLogger(name).debug("header %s", SECRET)
+    for name in ("aiohttp.access", "httpx2", "httpcore2.http11"):
+        logging.getLogger(name).info("GET http://u:%s@h/", SECRET)
+    assert lines() == []
+    logging.getLogger("stream_aligner_proxy.x").debug("ours")
+    logging.getLogger("httpx2").warning("theirs")
+    logging.getLogger("redis").info("theirs, too")
+    assert len(lines()) == 3
+
+
 def test_a_warning_is_a_line_like_ours(lines: Lines) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")

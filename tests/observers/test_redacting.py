@@ -1,10 +1,13 @@
 """What is taken out of the audit log before it is written."""
 
+import asyncio
+import logging
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_aligner_proxy.observers.redacting import NAMED, Redaction
+from stream_aligner_proxy.observers.redacting import NAMED, WITHHELD, Redaction, check_rule
 
 ALL = Redaction(NAMED)
 
@@ -20,6 +23,12 @@ ALL = Redaction(NAMED)
         ("the key sk-abcdefghijklmnopqrstuvwx is mine", "the key [key] is mine"),
         ("Authorization: Bearer abcdefghijklmnop1234==", "Authorization: Bearer [key]"),
         ("AKIAABCDEFGHIJKLMNOP", "[key]"),
+        (
+            "token eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl, and so on",
+            "token [key], and so on",
+        ),
+        ("a JWE: eyJhbGciOiJkaXIifQ..aXY_aXY.dGV4dA.dGFn.", "a JWE: [key]."),
+        ("x" * 70 + "@mail.example.org is long", "[email] is long"),
     ],
 )
 def test_what_is_private_is_taken_out(text: str, written: str) -> None:
@@ -60,3 +69,55 @@ def test_no_address_survives_whatever_stands_around_it(
 @given(st.text())
 def test_the_same_text_always_becomes_the_same(text: str) -> None:
     assert ALL(text) == ALL(text)
+
+
+SLOW = r"(a|aa)+$"  # for this text it would need years
+HOSTILE = f"secret {'a' * 5000}!"
+
+
+@pytest.mark.anyio
+async def test_a_pattern_that_never_ends_is_stopped_and_lets_others_work_meanwhile(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    redaction = Redaction(["emails", ("fine", "good"), (SLOW, "x")], seconds=0.2)
+
+    def of_a_record() -> tuple[list[str], int]:
+        redact = redaction.record()
+        return [redact(text) for text in ("fine.", HOSTILE, "fine.")], redact.withheld
+
+    for _ in range(2):
+        redacting = asyncio.create_task(asyncio.to_thread(of_a_record))
+        turns = 0
+        while not redacting.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert await redacting == (["good.", WITHHELD, "good."], 1)
+        assert turns > 100  # with the interpreter's lock held there would be next to none
+    (told,) = caplog.records
+    assert told.levelno == logging.ERROR
+    assert "rule 3" in told.getMessage()
+    assert "aaa" not in told.getMessage()
+
+
+def test_a_text_full_of_beginnings_is_read_once() -> None:
+    redact = ALL.record()
+    redact("eyJ-" * 250_000)
+    assert redact.withheld == 0
+
+
+@pytest.mark.parametrize(
+    ("find", "replace"),
+    [("(", ""), ("a", "\\1"), ("(a)", "\\2"), ("(?P<x>a)", "\\g<y>"), ("a", "\\q"), (r"\L<x>", "")],
+)
+def test_what_cannot_be_used_is_told_before_anything_is_found(find: str, replace: str) -> None:
+    with pytest.raises(ValueError, match="cannot be used"):
+        check_rule(find, replace)
+
+
+@pytest.mark.parametrize(
+    ("find", "replace"),
+    [("(a)(?P<x>b)?", r"\1\2\g<x>\g<0>"), (r"\p{Lu}++", "X"), ("a|(b)", r"\1"), ("a", r"\n")],
+)
+def test_what_can_be_used_is_not_refused(find: str, replace: str) -> None:
+    check_rule(find, replace)
+    assert Redaction([(find, replace)])("abB")

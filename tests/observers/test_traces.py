@@ -3,19 +3,27 @@
 import asyncio
 import gzip
 import re
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from stream_aligner_proxy.aligners.remote import RemoteAligner
 from stream_aligner_proxy.core.records import ChatRequest, Cost, Mode, Review, Turn
 from stream_aligner_proxy.core.watching import Opening
 from stream_aligner_proxy.demo.script import Fault, Rule
+from stream_aligner_proxy.observers.metrics import Metrics
+from stream_aligner_proxy.observers.trace_export import make_provider
 from stream_aligner_proxy.observers.traces import Traces, Tracing
+from tests.aligners.completion_server import CompletionServer
+from tests.aligners.models import tokenizer, trained
 from tests.api.proxy import Proxy, proxy, replacing
 from tests.fakes import FunctionAligner
 from tests.servers import serve
@@ -164,6 +172,82 @@ async def test_no_content_and_no_key_unless_content_is_asked_for() -> None:
     assert SECRET in told["gen_ai.output.messages"]
     assert "left" not in told["gen_ai.output.messages"]
     assert "sk-client" not in "".join(str(span) for span in collector.spans)
+
+
+async def test_what_a_remote_aligner_is_sent_belongs_to_the_review_that_it_was(
+    tmp_path: Path,
+) -> None:
+    class Recording(CompletionServer):
+        """With the headers of each request."""
+
+        def __init__(self) -> None:
+            super().__init__(trained(), key="sk-aligner")
+            self.sent: list[dict[str, str]] = []
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            if scope.get("path", "").endswith("/completions"):
+                self.sent.append({k.decode(): v.decode() for k, v in scope["headers"]})
+            await self.app(scope, receive, send)
+
+    tokenizer().save_pretrained(tmp_path)
+    server = Recording()
+    async with serve(server) as address:
+        options = {"profile": "compact", "urls": [f"{address}/v1"], "api_key": "sk-aligner"}
+        aligner = RemoteAligner(tmp_path, **options)
+        async with traced(Rule("The hen sat."), aligner=aligner) as (p, collector):
+            headers = {"traceparent": PARENT, "tracestate": "a=1", "x-other": "not for it"}
+            known = [{"role": "user", "content": "Go on."}]  # to the small model
+            assert (await p.post(headers=headers, messages=known)).status_code == 200
+    *introductions, sent = server.sent
+    (review,) = collector.named("review default", Span.SPAN_KIND_INTERNAL)
+    assert sent["traceparent"] == f"00-{TRACE}-{review.span_id.hex()}-01"
+    assert sent["tracestate"] == "a=1"
+    assert sent["authorization"] == "Bearer sk-aligner"
+    assert "x-other" not in sent
+    assert introductions
+    assert not any("traceparent" in one for one in introductions)
+
+
+class Held(SpanExporter):
+    """A collector that does not answer before it may, and then as it is told."""
+
+    def __init__(self, result: SpanExportResult) -> None:
+        self.result = result
+        self.asked, self.may = threading.Event(), threading.Event()
+
+    def export(self, spans: Any) -> SpanExportResult:
+        self.asked.set()
+        assert self.may.wait(10)
+        return self.result
+
+
+@pytest.mark.parametrize("result", list(SpanExportResult))
+def test_spans_that_the_collector_did_not_get_are_counted(
+    result: SpanExportResult, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = Metrics()
+    collector = Held(result)
+    provider = make_provider(
+        "http://x", service_name="s", sample=1.0, exporter=collector,
+        dropped=metrics.spans_dropped, queue=8,
+    )  # fmt: skip
+    tracer = provider.get_tracer("t")
+    for _ in range(8):
+        tracer.start_span("first").end()
+    assert collector.asked.wait(10)  # and they are the collector's now
+    for _ in range(30):
+        tracer.start_span("more").end()
+    collector.may.set()
+    provider.shutdown()
+
+    def lost(reason: str) -> float | None:
+        name = "stream_aligner_trace_spans_dropped_total"
+        return metrics.registry.get_sample_value(name, {"reason": reason})
+
+    assert lost("queue") == 22
+    assert lost("export") == (0 if result is SpanExportResult.SUCCESS else 16)
+    ours = [r for r in caplog.records if r.name.startswith("stream_aligner_proxy")]
+    assert len(ours) == 1
 
 
 async def test_without_tracing_the_clients_context_goes_on_as_it_is() -> None:

@@ -50,6 +50,8 @@ def read(record: Record, make: Maker) -> Iterator[Example]:
     """Verdicts become rows; what was not reviewed is committed text and nothing more."""
     if record.get("v") != VERSION:
         raise BadRecord(f"'v' must be {VERSION}, not {record.get('v')!r}: a newer log?")
+    if record.get("withheld"):
+        raise SetAside("texts were withheld by redaction")
     units = record.get("units")
     if not isinstance(units, list):
         raise BadRecord("'units' must be a list")
