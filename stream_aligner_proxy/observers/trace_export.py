@@ -24,6 +24,26 @@ _TELL_SECONDS = 60.0
 Dropped = Callable[[str, int], None]
 
 
+class _Seldom(logging.Filter):
+    """One line of each level a minute: a collector that is away brings three for every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[int, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if now - self._told.get(record.levelno, -_TELL_SECONDS) < _TELL_SECONDS:
+            return False
+        self._told[record.levelno] = now
+        return True
+
+
+# By all providers of a process: a reload brings a new one.
+_SELDOM = _Seldom()
+_EXPORTER = OTLPSpanExporter.__module__  # the name of its logger
+
+
 class _Counted(SpanExporter):
     """`taken`: spans that were given to the collector, whatever it did with them."""
 
@@ -104,6 +124,7 @@ def make_provider(
 
     `dropped` is told of spans that are lost: `queue`, more than `queue` were waiting; `export`, the
     collector did not take them."""
+    logging.getLogger(_EXPORTER).addFilter(_SELDOM)
     provider = TracerProvider(
         resource=Resource.create({SERVICE_NAME: service_name, SERVICE_VERSION: __version__}),
         sampler=ParentBased(TraceIdRatioBased(sample)),

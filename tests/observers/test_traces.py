@@ -2,11 +2,13 @@
 
 import asyncio
 import gzip
+import logging
 import re
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from stream_aligner_proxy.aligners.remote import RemoteAligner
 from stream_aligner_proxy.core.records import ChatRequest, Cost, Mode, Review, Turn
 from stream_aligner_proxy.core.watching import Opening
 from stream_aligner_proxy.demo.script import Fault, Rule
+from stream_aligner_proxy.observers import trace_export
 from stream_aligner_proxy.observers.metrics import Metrics
 from stream_aligner_proxy.observers.trace_export import make_provider
 from stream_aligner_proxy.observers.traces import Traces, Tracing
@@ -312,6 +315,24 @@ async def test_a_collector_that_is_not_there_holds_up_no_reply() -> None:
     async with proxy(Rule(REPLY), tracing=section) as p:
         answers = [await p.post() for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 200]
+
+
+def test_a_collector_that_is_not_there_is_told_once_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(trace_export._SELDOM, "_told", {})
+    monkeypatch.setattr(trace_export, "time", SimpleNamespace(monotonic=lambda: now))
+    make_provider("http://127.0.0.1:9", service_name="proxy", sample=1.0).shutdown()
+    make_provider("http://127.0.0.1:9", service_name="proxy", sample=1.0).shutdown()
+    exporter = logging.getLogger(trace_export.OTLPSpanExporter.__module__)
+    for _ in range(3):
+        exporter.warning("away")
+        exporter.error("lost")
+    assert [record.getMessage() for record in caplog.records] == ["away", "lost"]
+    now += 61
+    exporter.error("lost")
+    assert len(caplog.records) == 3
 
 
 async def test_headers_for_the_collector_come_from_the_environment() -> None:
