@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from stream_aligner_proxy.api.errors import answer, internal_error, log_error
 from stream_aligner_proxy.api.faces.face import Events, Face, Shape, Whole
@@ -23,6 +23,9 @@ from stream_aligner_proxy.core.records import Delivery, Finished
 from stream_aligner_proxy.session import Reply, first_error
 
 _log = logging.getLogger(__name__)
+
+# For so long a client may take its time with the last words of a server that stops.
+_LAST_WORDS_SECONDS = 1.0
 
 # Where in the ASGI scope the server may leave a way to cut the connection.
 ABORT = "stream_aligner.abort"
@@ -59,7 +62,8 @@ class HttpOut:
         self._send = send
         self.started = False
         self._ended = False
-        self._writes = 0  # counts beginnings and ends: odd while one waits for the client
+        self._waiting = 0  # writes, one for each choice at most, that the client has not taken yet
+        self._taken = 0
 
     def cut(self) -> None:
         """Close the connection, and do not wait for what is still to be sent."""
@@ -69,15 +73,15 @@ class HttpOut:
     async def client_gone(self, patience: float) -> None:
         """Raises `_ClientLeft` if the client leaves before the end, or takes nothing for more than
         `patience` seconds of what is being written to it."""
-        seen = 0
+        seen = -1
         while True:
             try:
                 async with asyncio.timeout(patience):
                     await self._hear_of_leaving()
             except TimeoutError:
-                if self._writes % 2 and self._writes == seen:
+                if self._waiting and self._taken == seen:
                     raise _ClientStuck from None
-                seen = self._writes
+                seen = self._taken if self._waiting else -1
             else:
                 if self._ended:
                     return  # servers also say so when all has been written
@@ -93,15 +97,19 @@ class HttpOut:
         self.started = True  # not while it waits: cut short there, nothing was sent
 
     async def write(self, data: bytes) -> None:
-        self._writes += 1
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-        self._writes += 1
+        await self._hand_over({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, data: bytes = b"") -> None:
         self._ended = True
-        self._writes += 1
-        await self._send({"type": "http.response.body", "body": data, "more_body": False})
-        self._writes += 1
+        await self._hand_over({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def _hand_over(self, message: Message) -> None:
+        self._waiting += 1
+        try:
+            await self._send(message)
+        finally:  # cut short it waits no longer, and another may come after it
+            self._waiting -= 1
+        self._taken += 1
 
     async def refuse(
         self, error: ProxyError, headers: Mapping[str, str], body: Mapping[str, Any]
@@ -145,7 +153,7 @@ class WatchedResponse(Response):
                     await self._fail(out, error)
                 except asyncio.CancelledError:
                     if not watcher.done():  # it is the server that stops, not the client
-                        await self._fail(out, _shutting_down())
+                        await self._take_leave(out)
                     raise
                 except Exception:  # noqa: BLE001 - the top of the request: whatever it is, the client gets an end
                     _log.exception("request %s: internal error", self._request_id)
@@ -167,6 +175,14 @@ class WatchedResponse(Response):
             if not limit.expired():
                 raise
             raise DeadlineExceeded(f"The reply took more than {seconds:g} seconds.") from error
+
+    async def _take_leave(self, out: HttpOut) -> None:
+        """Say that the server stops, which does not wait for a client that takes nothing."""
+        try:
+            async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                await self._fail(out, _shutting_down())
+        except TimeoutError:
+            out.cut()
 
     async def write_to(self, out: HttpOut) -> None:
         """Write the reply. Errors raised here become an HTTP error or an error frame."""

@@ -110,10 +110,12 @@ async def test_text_is_delivered_while_the_upstream_is_still_writing() -> None:
 
 
 class SlowClient:
-    """An ASGI connection whose client takes one piece at a time."""
+    """An ASGI connection whose client takes `at_once` pieces, and the others when it has `taken`
+    them."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: int = 0) -> None:
         self.sent = b""
+        self.left = at_once
         self.taken = asyncio.Event()
         self.waiting = asyncio.Event()
 
@@ -123,6 +125,9 @@ class SlowClient:
     async def send(self, message: Any) -> None:
         self.sent += message.get("body", b"")
         if message.get("more_body"):
+            self.left -= 1
+            if self.left >= 0:
+                return
             self.waiting.set()
             await self.taken.wait()
 
@@ -159,21 +164,67 @@ async def test_a_client_that_does_not_read_slows_the_upstream_down(choices: int)
     assert client.sent.endswith(b"data: [DONE]\n\n")
 
 
-async def test_a_client_that_takes_nothing_any_more_is_let_go_and_its_connection_cut() -> None:
+def to_slow_client(choices: int = 1, **patience: float) -> tuple[ReplyResponse, MemoryUpstream]:
+    """A reply of several choices that is longer than all that may wait for the client."""
     upstream = MemoryUpstream(lambda prefix: ["Go on. "] * 6000)
     request = ChatRequest("m", {}, ())
-    session = Session(request, upstream=upstream, aligner=FunctionAligner(), policy=Policy())
-    patience = Patience(client=0.01)
+    sessions = [
+        Session(request, upstream=upstream, aligner=FunctionAligner(), policy=Policy())
+        for _ in range(choices)
+    ]
     response = ReplyResponse(
-        [session], plan(), CHAT, headers=dict, count_error=lambda error: None, patience=patience
+        sessions,
+        plan(choices=choices),
+        CHAT,
+        headers=dict,
+        count_error=lambda error: None,
+        patience=Patience(**patience),
     )
-    client, cut = SlowClient(), asyncio.Event()
+    return response, upstream
+
+
+@pytest.mark.parametrize("choices", [1, 2, 3])
+async def test_a_client_that_takes_nothing_any_more_is_let_go_and_its_connection_cut(
+    choices: int,
+) -> None:
+    response, upstream = to_slow_client(choices, client=0.01)
+    client, cut = SlowClient(at_once=5), asyncio.Event()
     scope = {"type": "http", ABORT: cut.set}
     task = asyncio.create_task(response(scope, client.receive, client.send))
     await asyncio.wait_for(cut.wait(), 5)
     await asyncio.wait_for(task, 5)
-    assert upstream.opened == upstream.closed == 1
+    assert upstream.opened == upstream.closed == choices
     assert not client.sent.endswith(b"data: [DONE]\n\n")
+
+
+class DeafClient(SlowClient):
+    """Takes not even the end."""
+
+    async def send(self, message: Any) -> None:
+        await super().send({**message, "more_body": message["type"] == "http.response.body"})
+
+
+async def test_a_client_that_takes_nothing_is_let_go_when_the_reply_may_take_no_longer() -> None:
+    response, upstream = to_slow_client(reply=0.03, client=0.1)
+    client, cut = DeafClient(), asyncio.Event()
+    scope = {"type": "http", ABORT: cut.set}
+    task = asyncio.create_task(response(scope, client.receive, client.send))
+    await asyncio.wait_for(cut.wait(), 2)
+    await asyncio.wait_for(task, 2)
+    assert upstream.opened == upstream.closed == 1
+
+
+async def test_a_client_that_takes_nothing_does_not_hold_up_the_servers_stopping() -> None:
+    response, upstream = to_slow_client(client=0.1)
+    client, cut = DeafClient(), asyncio.Event()
+    scope = {"type": "http", ABORT: cut.set}
+    task = asyncio.create_task(response(scope, client.receive, client.send))
+    await asyncio.wait_for(client.waiting.wait(), 5)
+    task.cancel()
+    await asyncio.wait((task,), timeout=2)
+    assert task.done()
+    assert cut.is_set()
+    assert upstream.opened == upstream.closed == 1
 
 
 async def test_a_slow_client_that_takes_something_now_and_then_keeps_its_stream() -> None:
