@@ -202,8 +202,8 @@ def _unit(
     text = original
     if replacement is not None:
         core = original.strip()
-        start = original.index(core)
-        text = original[:start] + replacement + original[start + len(core) :] if replacement else ""
+        at = original.index(core)
+        text = original[:at] + replacement + original[at + len(core) :] if replacement else ""
     unit = Committed(
         index, original, text, outcome, 0, end=end, review=review, error=error, start=start
     )
