@@ -84,11 +84,12 @@ Item = Unit | Part | End | Broken
 
 
 class Line:
-    """The items in order. `length` counts the units among them."""
+    """The items in order. `length` counts the units among them, `reviewable` those of these that
+    are not passed, which is settled when they are added."""
 
     def __init__(self) -> None:
         self._items: deque[Item] = deque()
-        self.length = 0
+        self.length = self.reviewable = 0
 
     def __len__(self) -> int:
         return len(self._items)
@@ -108,11 +109,16 @@ class Line:
 
     def add(self, item: Item) -> None:
         self._items.append(item)
-        self.length += isinstance(item, Unit)
+        if isinstance(item, Unit):
+            self.length += 1
+            self.reviewable += not item.passed
 
     def take(self) -> None:
         """Remove the head."""
-        self.length -= isinstance(self._items.popleft(), Unit)
+        item = self._items.popleft()
+        if isinstance(item, Unit):
+            self.length -= 1
+            self.reviewable -= not item.passed
 
     def park(self) -> tuple[Item, ...]:
         """Remove everything, to be put back by `add`; no unit keeps its review."""
@@ -120,14 +126,14 @@ class Line:
         for unit in self.units():
             unit.forget_review()
         self._items.clear()
-        self.length = 0
+        self.length = self.reviewable = 0
         return items
 
     def clear(self) -> int:
         """Remove everything; the upstream's tokens that it held."""
         tokens = sum(item.tokens for item in self._items if isinstance(item, Unit | Part))
         self._items.clear()
-        self.length = 0
+        self.length = self.reviewable = 0
         return tokens
 
     def clear_behind(self, unit: Unit) -> int:
@@ -141,4 +147,5 @@ class Line:
         tokens = sum(item.tokens for item in items[at:] if isinstance(item, Unit | Part))
         self._items = deque(items[:at] + stays)
         self.length = sum(isinstance(item, Unit) for item in items[:at])
+        self.reviewable = sum(not unit.passed for unit in self.units())
         return tokens

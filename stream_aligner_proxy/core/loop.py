@@ -371,8 +371,10 @@ class AlignmentLoop:
         """
         if not self._sure:
             return  # it may be needed
+        if self._policy.restart_on != "any" or not self._may_continue:
+            return
         unit = next((unit for unit in self._line.units() if not unit.may_be_kept), None)
-        if unit is None or self._policy.restart_on != "any" or not self._may_continue:
+        if unit is None:
             return
         # Where the branch has ended there is nothing to resume: then only what is sure is dropped.
         sure = self._commits.sent and unit is self._line.head

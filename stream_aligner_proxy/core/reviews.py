@@ -52,8 +52,7 @@ class Reviews:
         """Whether the sentence that comes next is one of the first `max_reviews`."""
         if self._most is None:
             return True
-        waiting = sum(not unit.passed for unit in self._line.units())
-        return self._commits.judged + waiting < self._most
+        return self._commits.judged + self._line.reviewable < self._most
 
     # --- what may run ----------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from stream_aligner_proxy.core.events import (
     StartReview,
     TextArrived,
 )
+from stream_aligner_proxy.core.line import Unit
 from stream_aligner_proxy.core.records import ChatRequest, Mode, Policy, Verdict
 from stream_aligner_proxy.core.shadow import ShadowLoop
 from stream_aligner_proxy.core.window import Window
@@ -82,6 +83,40 @@ def test_shadow_mode_records_what_max_reviews_would_let_pass():
     assert len(of(StartReview, actions)) == 1
     assert outcomes(actions) == ["passed"]
     assert loop.cost.skipped == 1
+
+
+def test_shadow_mode_records_where_a_rewritten_sentence_began():
+    loop = ShadowLoop(ChatRequest("m", {}, CONVERSATION), Policy())
+    loop.start()
+    actions = loop.handle(TextArrived(0, "One. Two. T"))
+    [_, second] = of(StartReview, actions)
+    [recorded] = of(Deliver, loop.handle(ReviewDone(second.review, Verdict("Zwei."))))
+    assert recorded.unit is not None
+    assert recorded.unit.original == " Two."
+    assert recorded.unit.start == len("One.")
+
+
+@pytest.mark.parametrize("max_reviews", [None, 1000])
+def test_what_a_verdict_takes_does_not_grow_with_the_sentences_that_wait(monkeypatch, max_reviews):
+    """A given answer, or that of an upstream that does not stream, comes all at once."""
+    looked = 0
+    passed, may_be_kept = Unit.passed, Unit.may_be_kept
+
+    def count(unit, read):
+        nonlocal looked
+        looked += 1
+        return read.__get__(unit)
+
+    monkeypatch.setattr(
+        Unit,
+        "passed",
+        property(lambda unit: count(unit, passed), lambda unit, value: passed.__set__(unit, value)),
+    )
+    monkeypatch.setattr(Unit, "may_be_kept", property(lambda unit: count(unit, may_be_kept)))
+    loop = loop_of(Policy(max_reviews=max_reviews), can_continue=False)
+    settled(loop, loop.handle(TextArrived(0, "So it goes. " * 400)), lambda s: KEEP)
+    assert loop.committed.startswith("So it goes. " * 390)
+    assert looked < 400 * 100
 
 
 # --- merge_below ----------------------------------------------------------------------------
