@@ -45,5 +45,7 @@ def load_yaml(text: str, name: str) -> Any:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{name}{line}: {error.problem or 'not YAML'}") from None
-    except (yaml.YAMLError, ValueError):  # the latter: a date that there is not
+    except (yaml.YAMLError, ValueError, OverflowError):  # the latter two: a date that there is not
         raise ConfigError(f"{name}: not YAML") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: nested too deep") from None

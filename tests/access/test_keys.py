@@ -144,6 +144,7 @@ async def test_a_volume_that_swaps_its_link_is_noticed(tmp_path: Path) -> None:
         ("- {name: a, hash: HASH, expires: 2027-13-01}", "not YAML"),
         ("- {name: a, hash: HASH, model: x}", r"did you mean models"),
         ("- {name: a, hash: HASH}\n- {name: b, hash: HASH}", "same hash"),
+        ("[" * 2000, "nested too deep"),
         (None, "cannot be read"),
     ],
 )
