@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from stream_aligner_proxy.core.records import Review, Verdict
+from stream_aligner_proxy.api.faces.chat import Gathered
+from stream_aligner_proxy.core.records import Delivery, Review, Verdict
 from stream_aligner_proxy.demo.script import Chunking, Rule, Script
 from stream_aligner_proxy.demo.scripted import ScriptedUpstream
 from tests.api.proxy import QUESTION, parse_frames
@@ -234,3 +235,13 @@ def test_parts_keep_their_place_in_the_text(
     if mode != "off":  # the upstream would have to answer without a stream
         message = post(over_deltas, **asked).json()["choices"][0]["message"]
         assert joined(streamed) == said(message)
+
+
+def test_a_whole_reply_grows_its_lists_in_place_and_leaves_the_deltas_as_they_were() -> None:
+    gathered, first = Gathered(), [{"text": "a"}]
+    gathered.add(Delivery(part={"reasoning_details": first}))
+    grown = gathered.message()["reasoning_details"]
+    gathered.add(Delivery(part={"reasoning_details": [{"text": "b"}]}))
+    assert gathered.message()["reasoning_details"] is grown
+    assert grown == [{"text": "a"}, {"text": "b"}]
+    assert first == [{"text": "a"}]

@@ -113,12 +113,14 @@ def merge(into: dict[str, Any], key: str, value: Any) -> None:
         case str(), str():
             into[key] = before + value
         case list(), list():
-            into[key] = before + value
+            before += value  # in place: some servers send one with each token
         case dict(), dict():
             merged = dict(before)
             for inner, piece in value.items():
                 merge(merged, inner, piece)
             into[key] = merged
+        case _, list():
+            into[key] = list(value)  # it will grow, and the delta's own must not
         case _, None:
             into.setdefault(key, None)
         case _:
