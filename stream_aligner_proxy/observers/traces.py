@@ -53,6 +53,8 @@ _ASKED: Mapping[str, tuple[str, type | tuple[type, ...]]] = {
     "frequency_penalty": (gen_ai.GEN_AI_REQUEST_FREQUENCY_PENALTY, (int, float)),
     "presence_penalty": (gen_ai.GEN_AI_REQUEST_PRESENCE_PENALTY, (int, float)),
 }
+# A longer text takes more than a millisecond, and an observer must not hold a session up.
+_MEASURED_CHARS = 500
 _OPERATIONS = {"completions": "text_completion", "embeddings": "embeddings"}
 
 
@@ -228,10 +230,11 @@ class _Traced(Watch):
         span.set_attribute(f"{_OWN}review.end", verdict.end)
         span.set_attribute(gen_ai.GEN_AI_USAGE_INPUT_TOKENS, verdict.prompt_tokens)
         span.set_attribute(gen_ai.GEN_AI_USAGE_OUTPUT_TOKENS, verdict.completion_tokens)
-        if verdict.replacement is not None and asked.scope == "sentence":
-            limit = max(len(asked.sentence), len(verdict.replacement))
-            distance = edit_distance(asked.sentence, verdict.replacement, limit)
-            span.set_attribute(f"{_OWN}review.edit_distance", distance)
+        if verdict.replacement is not None:
+            longest = max(len(asked.sentence), len(verdict.replacement))
+            if longest <= _MEASURED_CHARS:
+                distance = edit_distance(asked.sentence, verdict.replacement, longest)
+                span.set_attribute(f"{_OWN}review.edit_distance", distance)
         self._end_review(review, None)
 
     def review_dropped(self, review: int) -> None:
