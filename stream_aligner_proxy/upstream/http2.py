@@ -39,6 +39,9 @@ _CONNECTION_WINDOW = 16 * 1024 * 1024
 _DEFAULT_WINDOW = 65_535
 # A connection that was idle for longer may be dead without either end knowing.
 _IDLE_SECONDS = 60.0
+# One that nothing came by for so long, while a stream waited that was given up then, may be dead,
+# too: new streams get another.
+_SILENT_SECONDS = 1.0
 # Stream ids are used up at 2^31.
 _LAST_ID = 2**30
 
@@ -94,6 +97,7 @@ class Stream:
     def __init__(self, owner: "Connection", number: int) -> None:
         self._owner = owner
         self.number = number
+        self.begun = asyncio.get_running_loop().time()
         self.status = 0
         self.headers: CIMultiDict[str] = CIMultiDict()
         self.content = Body(self)
@@ -145,10 +149,11 @@ class Connection(asyncio.Protocol):
         self._room = asyncio.Event()  # something may be sent that could not before
         self._full = False  # of the transport's buffer
         self._loop = asyncio.get_running_loop()
-        self._idle_since = self._loop.time()
+        self._idle_since = self._heard = self._loop.time()
         self._last_id = 0
         self.spoken = False  # whether the server has chosen HTTP/2
         self.usable = True
+        self._silent = False  # nobody may be there to take leave of
 
     @property
     def has_room(self) -> bool:
@@ -184,7 +189,7 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         self.usable = False
         if self._transport is not None:
-            self._transport.close()
+            (self._transport.abort if self._silent else self._transport.close)()
 
     def _open(
         self, method: str, url: URL, headers: Mapping[str, str], *, with_body: bool
@@ -230,6 +235,8 @@ class Connection(asyncio.Protocol):
         if self._streams.pop(stream.number, None) is None:
             return
         if not stream.ended:
+            if self._loop.time() - max(self._heard, stream.begun) >= _SILENT_SECONDS:
+                self.usable, self._silent = False, True
             with suppress(ProtocolError):
                 self._h2.reset_stream(stream.number, ErrorCodes.CANCEL)
                 self._flush()
@@ -253,6 +260,7 @@ class Connection(asyncio.Protocol):
         self._flush()
 
     def data_received(self, data: bytes) -> None:
+        self._heard = self._loop.time()
         try:
             for event in self._h2.receive_data(data):
                 self._take(event)
@@ -290,7 +298,10 @@ class Connection(asyncio.Protocol):
                 if stream := self._streams.get(event.stream_id or 0):
                     stream.end()
             case StreamReset():
-                if stream := self._streams.pop(event.stream_id or 0, None):
+                # After a whole answer it only says that the rest of the request is not wanted
+                # (RFC 9113, 8.1).
+                stream = self._streams.get(event.stream_id or 0)
+                if stream is not None and not stream.ended:
                     stream.ended = True
                     stream.fail(aiohttp.ClientConnectionError("the server reset the stream"))
                 self._room.set()

@@ -10,13 +10,24 @@ import anyio.lowlevel
 import orjson
 import pytest
 import trustme
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import RequestReceived
+from yarl import URL
 
-from stream_aligner_proxy.core.errors import ConfigError, UpstreamError, UpstreamUnreachable
+from stream_aligner_proxy.core.errors import (
+    ConfigError,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from stream_aligner_proxy.core.records import ChatRequest
 from stream_aligner_proxy.demo.script import Rule, Script
 from stream_aligner_proxy.demo.scripted import ScriptedUpstream
 from stream_aligner_proxy.upstream.client import HttpUpstream
 from stream_aligner_proxy.upstream.exchange import Timeouts
+from stream_aligner_proxy.upstream.http2 import Connection
 from tests.tls import serve_tls
 
 pytestmark = pytest.mark.anyio
@@ -190,6 +201,97 @@ async def test_a_server_that_goes_away_in_the_middle_is_an_error_and_the_next_co
         assert caught.value.transient
         assert await reply(upstream, chat()) == REPLY
         assert seen.connections == 2
+
+
+@asynccontextmanager
+async def lossy(port: int) -> AsyncIterator[tuple[int, list[asyncio.Event]]]:
+    """A port before another; what comes by a connection is lost once its event is set."""
+    lost: list[asyncio.Event] = []
+    tasks: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def pump(reader: Any, writer: Any, gone: asyncio.Event) -> None:
+        while data := await reader.read(65536):
+            if not gone.is_set():
+                writer.write(data)
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lost.append(gone := asyncio.Event())
+        there, onward = await asyncio.open_connection("127.0.0.1", port)
+        writers.extend((writer, onward))
+        for pair in ((reader, onward), (there, writer)):
+            tasks.add(asyncio.create_task(pump(*pair, gone)))
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1], lost
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.gather(*(w.wait_closed() for w in writers), return_exceptions=True)
+
+
+async def test_a_connection_that_nothing_comes_by_any_more_is_not_used_again(
+    authority, tmp_path
+) -> None:
+    async with scripted(authority, tmp_path) as (behind, _, _):
+        base = behind._endpoint.base
+        async with lossy(base.port) as (port, lost):
+            upstream = HttpUpstream(
+                "main",
+                str(base.with_port(port)),
+                "vllm",
+                timeouts=Timeouts(first_byte=1.1),
+                ca_file=tmp_path / "ca.pem",
+            )
+            assert await reply(upstream, chat()) == REPLY
+            lost[0].set()  # without a word, as when a machine is switched off
+            with pytest.raises(UpstreamTimeout):
+                await reply(upstream, chat())
+            assert await reply(upstream, chat()) == REPLY
+            assert len(lost) == 2
+            await upstream.aclose()
+
+
+class _Transport(asyncio.Transport):
+    """To a server in memory."""
+
+    def __init__(self, server: H2Connection) -> None:
+        super().__init__({"ssl_object": type("Tls", (), {"selected_alpn_protocol": lambda _: "h2"})()})
+        self.server = server
+        self.events: list[Any] = []
+
+    def write(self, data: Any) -> None:
+        self.events += self.server.receive_data(bytes(data))
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None: ...
+
+
+async def test_a_whole_answer_counts_although_the_rest_of_the_request_is_refused() -> None:
+    server = H2Connection(H2Configuration(client_side=False))
+    connection, transport = Connection(), _Transport(server)
+    connection.connection_made(transport)
+    server.initiate_connection()
+    # Larger than the window: it cannot all be sent.
+    asked = asyncio.create_task(
+        connection.request("POST", URL("https://a/"), {}, b"x" * 100_000)
+    )
+    while not any(  # noqa: ASYNC110
+        isinstance(event, RequestReceived) for event in transport.events
+    ):
+        await asyncio.sleep(0)
+    server.send_headers(1, [(":status", "413")])
+    server.send_data(1, b"too much", end_stream=True)
+    server.reset_stream(1, ErrorCodes.NO_ERROR)
+    connection.data_received(server.data_to_send())
+    stream = await asyncio.wait_for(asked, 5)
+    assert stream.status == 413
+    assert await stream.content.readany() == b"too much"
+    assert await stream.content.readany() == b""
 
 
 async def test_who_is_not_trusted_or_not_there_cannot_be_reached(authority, tmp_path) -> None:
