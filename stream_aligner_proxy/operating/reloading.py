@@ -53,7 +53,8 @@ class Reloader:
         self._shared = shared
         self._every = every
         self._asked = asyncio.Event()
-        self._known = ""
+        # Now, not in `run`: what changes while the first models load must not be missed.
+        self._known = fingerprint(watched())
 
     def ask(self) -> None:
         """Reload soon; from the event loop."""
@@ -61,7 +62,6 @@ class Reloader:
 
     async def run(self, generations: Generations) -> None:
         """Until cancelled."""
-        self._known = await self._look()
         while True:
             await self._wait()
             self._asked.clear()

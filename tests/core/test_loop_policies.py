@@ -110,7 +110,7 @@ def test_what_a_verdict_takes_does_not_grow_with_the_sentences_that_wait(monkeyp
     monkeypatch.setattr(
         Unit,
         "passed",
-        property(lambda unit: count(unit, passed), lambda unit, value: passed.__set__(unit, value)),
+        property(lambda unit: count(unit, passed), passed.__set__),
     )
     monkeypatch.setattr(Unit, "may_be_kept", property(lambda unit: count(unit, may_be_kept)))
     loop = loop_of(Policy(max_reviews=max_reviews), can_continue=False)

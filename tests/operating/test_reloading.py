@@ -1,12 +1,18 @@
 """A new configuration or checkpoint is taken over while streams are open."""
 
+import asyncio
 import signal
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
 import yaml
+from fastapi import FastAPI
 
+from stream_aligner_proxy.operating.generations import Generations
+from stream_aligner_proxy.operating.reloading import Reloader
+from stream_aligner_proxy.operating.shared import Shared
 from tests.operating.processes import (
     aligned,
     ask,
@@ -94,3 +100,19 @@ async def test_what_takes_a_restart_is_said(tmp_path: Path) -> None:
             proxy.tell(signal.SIGHUP)
             await proxy.logged("server.response_store_bytes has changed")
             assert text(await ask(client)) == aligned()
+
+
+async def test_what_changes_while_the_first_models_load_is_noticed(tmp_path: Path) -> None:
+    file, swapped = tmp_path / "proxy.yaml", asyncio.Event()
+    file.write_text("a: 1")
+    reloader = Reloader(FastAPI, lambda: [file], Shared(), every=0.005)
+    file.write_text("a: 22")
+
+    class Taken:
+        async def swap(self, app: FastAPI) -> None:
+            swapped.set()
+
+    task = asyncio.create_task(reloader.run(cast(Generations, Taken())))
+    await asyncio.wait_for(swapped.wait(), 5)
+    task.cancel()
+    await asyncio.wait((task,))

@@ -258,7 +258,9 @@ class _Transport(asyncio.Transport):
     """To a server in memory."""
 
     def __init__(self, server: H2Connection) -> None:
-        super().__init__({"ssl_object": type("Tls", (), {"selected_alpn_protocol": lambda _: "h2"})()})
+        super().__init__(
+            {"ssl_object": type("Tls", (), {"selected_alpn_protocol": lambda _: "h2"})()}
+        )
         self.server = server
         self.events: list[Any] = []
 
@@ -277,9 +279,7 @@ async def test_a_whole_answer_counts_although_the_rest_of_the_request_is_refused
     connection.connection_made(transport)
     server.initiate_connection()
     # Larger than the window: it cannot all be sent.
-    asked = asyncio.create_task(
-        connection.request("POST", URL("https://a/"), {}, b"x" * 100_000)
-    )
+    asked = asyncio.create_task(connection.request("POST", URL("https://a/"), {}, b"x" * 100_000))
     while not any(  # noqa: ASYNC110
         isinstance(event, RequestReceived) for event in transport.events
     ):
