@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, field_validator
+from pydantic import Field, StrictBool, StrictInt, StrictStr, field_validator
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
@@ -22,6 +22,7 @@ from stream_aligner_proxy.api.reading import read_body
 from stream_aligner_proxy.api.replying import check_choices, of_choice, planned, relay, written
 from stream_aligner_proxy.api.schemas import (
     ChatBody,
+    Exact,
     Extension,
     Message,
     ResponseFormat,
@@ -48,7 +49,7 @@ _PROMPT = {
 }
 
 
-class CompletionBody(BaseModel):
+class CompletionBody(Exact):
     """A request to `POST /v1/completions`. Fields not listed are forwarded as they are.
 
     Token ids are for mode `off` only."""
@@ -64,6 +65,8 @@ class CompletionBody(BaseModel):
     suffix: StrictStr | None = None
     logprobs: Any = None
     stop: tuple[str, ...] = ()
+    include_stop_str_in_output: Any = None
+    no_stop_trim: Any = None
     response_format: ResponseFormat | None = None
     stream_aligner: Extension | None = None
 
@@ -99,6 +102,8 @@ class CompletionBody(BaseModel):
             max_tokens=self.max_tokens or DEFAULT_MAX_TOKENS,
             n=self.n,
             stop=self.stop,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            no_stop_trim=self.no_stop_trim,
             response_format=self.response_format,
             stream_aligner=self.stream_aligner,
         )

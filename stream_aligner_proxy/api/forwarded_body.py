@@ -4,6 +4,7 @@ JSON, or a form with files (RFC 7578). Where the upstream knows the model by ano
 alone is changed.
 """
 
+import json
 import re
 from dataclasses import dataclass
 
@@ -16,6 +17,11 @@ _BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]+)"|([^\s";,]+))', re.IGNORECASE)
 # One after another, so that none is found inside the quotes of another.
 _PARAMETER = re.compile(rb';\s*([\w*-]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s";]*))')
 _MAX_PARTS = 1000
+# A key `model` in any case and with any escapes.
+_MODEL_KEY = re.compile(
+    rb'"(?:m|\\u00[46]d)(?:o|\\u00[46]f)(?:d|\\u00[46]4)(?:e|\\u00[46]5)(?:l|\\u00[46]c)"\s*:',
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +54,25 @@ def read(content: bytes, content_type: str) -> ForwardedBody:
             status=415,
             code="unsupported_media_type",
         )
-    model = parse_object(content).get("model")
+    body = parse_object(content)
+    model = body.get("model")
     if model is not None and not (isinstance(model, str) and model):
         raise _wrong_model()
+    if len(_MODEL_KEY.findall(content)) > (model is not None) and _named_twice(content):
+        raise _wrong_model()
     return ForwardedBody(content, "application/json", model)
+
+
+def _named_twice(content: bytes) -> bool:
+    """Whether another reader may find another model in a body that goes on as it is: JSON readers
+    differ in which of two they take, and some take `Model` for `model`."""
+    names: list[str] = []
+
+    def read_pairs(pairs: list[tuple[str, object]]) -> None:
+        names[:] = [name for name, _ in pairs]  # of the outermost object last
+
+    json.loads(content, object_pairs_hook=read_pairs)
+    return [name for name in names if name.casefold() == "model"] not in ([], ["model"])
 
 
 def _form(content: bytes, content_type: str) -> ForwardedBody:

@@ -150,6 +150,7 @@ def decide(
             conversation=body.conversation(),
             max_tokens=body.token_limit(),
             stop=body.stop,
+            stop_included=body.stop_included(),
             headers=headers,
             request_id=request_id,
         ),

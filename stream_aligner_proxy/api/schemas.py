@@ -28,7 +28,7 @@ from stream_aligner_proxy.core.records import Mode, Turn
 EXTENSION = "stream_aligner"
 # What orjson can write back: its reader goes deeper than its writer.
 _MAX_DEPTH = 200
-_NEEDED = "needed_here"
+_NEEDED, _MISSPELT = "needed_here", "misspelt"
 _Body = TypeVar("_Body", bound=BaseModel)
 _TEXT, _PARTS, _NONE = "<text>", "<parts>", "<none>"
 
@@ -38,7 +38,21 @@ def _missing(field: str, why: str) -> PydanticCustomError:
     return PydanticCustomError(_NEEDED, "{why}", {"field": field, "why": why})
 
 
-class Part(BaseModel):
+class Exact(BaseModel):
+    """What goes on upstream in full, though only some fields of it are read: none of these may
+    come a second time in other case, which some servers' JSON readers would take for the first."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_other_case(cls, value: object) -> object:
+        if isinstance(value, dict):
+            for name in value.keys() - cls.model_fields.keys():
+                if (known := name.casefold()) in cls.model_fields:
+                    raise PydanticCustomError(_MISSPELT, "{known}", {"name": name, "known": known})
+        return value
+
+
+class Part(Exact):
     """One part of a message's content. Parts that are not text are forwarded, not reviewed."""
 
     type: StrictStr
@@ -64,7 +78,7 @@ def _kind(content: object) -> str | None:
             return None
 
 
-class Message(BaseModel):
+class Message(Exact):
     """One message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -91,11 +105,11 @@ class Message(BaseModel):
         return "\n".join(text for text in (*said, self.refusal) if text is not None)
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Exact):
     type: StrictStr
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Exact):
     include_usage: StrictBool | None = None
     include_obfuscation: StrictBool | None = None
 
@@ -120,7 +134,7 @@ def stop_strings(value: object) -> tuple[str, ...]:
     return tuple(stop for stop in stops if stop)
 
 
-class ChatBody(BaseModel):
+class ChatBody(Exact):
     """A request to `POST /v1/chat/completions`. Fields not listed are forwarded as they are."""
 
     model: Annotated[StrictStr, Field(min_length=1)]
@@ -133,6 +147,9 @@ class ChatBody(BaseModel):
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0)] | None = None
     stop: tuple[str, ...] = ()
+    # What vLLM and SGLang call it.
+    include_stop_str_in_output: Any = None
+    no_stop_trim: Any = None
     modalities: list[StrictStr] | None = None
     tools: list[dict[str, Any]] | None = None
     response_format: ResponseFormat | None = None
@@ -147,6 +164,10 @@ class ChatBody(BaseModel):
 
     def conversation(self) -> tuple[Turn, ...]:
         return tuple(Turn(message.role, message.text()) for message in self.messages)
+
+    def stop_included(self) -> bool:
+        """Whether the reply holds the stop string that ends it."""
+        return self.include_stop_str_in_output is True or self.no_stop_trim is True
 
     def token_limit(self) -> int | None:
         """The most tokens the client asked for; the newer name wins, as it does at OpenAI."""
@@ -208,6 +229,8 @@ def _refusal(error: ValidationError) -> RequestError:
     steps = [step for step in detail["loc"] if step not in (_TEXT, _PARTS, _NONE)]
     if detail["type"] == _NEEDED:
         steps.append(detail["ctx"]["field"])
+    if detail["type"] == _MISSPELT:
+        steps.append(detail["ctx"]["name"])
     param = ""
     for step in steps:
         param += f"[{step}]" if isinstance(step, int) else f".{step}"
@@ -218,6 +241,12 @@ def _refusal(error: ValidationError) -> RequestError:
                 f"Missing required parameter: '{param}'.",
                 param=param,
                 code="missing_required_parameter",
+            )
+        case _ if detail["type"] == _MISSPELT:
+            return RequestError(
+                f"Unknown parameter: '{param}'. Did you mean '{detail['ctx']['known']}'?",
+                param=param,
+                code="unknown_parameter",
             )
         case "extra_forbidden":
             message = f"Unknown parameter: '{param}'."

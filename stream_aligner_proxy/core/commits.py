@@ -22,6 +22,7 @@ class Commits:
     def __init__(self, request: ChatRequest, actions: list[Action]) -> None:
         self.meter = Meter(request.max_tokens)
         self._stops = request.stop
+        self._inclusive = request.stop_included
         self._actions = actions
         self.settled = ""  # the text of whole units
         self.sent = ""  # of the head of the line, delivered before its verdict
@@ -63,7 +64,7 @@ class Commits:
         `measured`: hold it to the client's limit. A branch that was not rewritten does that itself.
         """
         fitting = self.meter.cut(unit.text) if measured else unit.text
-        text, stopped = until_stop(self._stops, self.settled, fitting)
+        text, stopped = self._until_stop(fitting)
         self._commit(unit, text, outcome)
         if stopped:
             return "stop"
@@ -75,11 +76,14 @@ class Commits:
         # Measured with the white space before it, which may be lines of it.
         fitting = self.meter.cut(unit.lead + replacement)[len(unit.lead) :]
         text = unit.lead + fitting + unit.tail if fitting else ""
-        text, stopped = until_stop(self._stops, self.settled, text)
+        text, stopped = self._until_stop(text)
         self._commit(unit, text, "replace")
         if stopped:
             return "stop"
         return "length" if fitting != replacement else None
+
+    def _until_stop(self, text: str) -> tuple[str, bool]:
+        return until_stop(self._stops, self.settled, text, inclusive=self._inclusive)
 
     def _commit(self, unit: Unit, text: str, outcome: Outcome) -> None:
         text = self.after(text, empty=not self.settled)

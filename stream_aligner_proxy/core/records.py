@@ -123,8 +123,9 @@ class ChatRequest:
     """A validated chat request: the body as the upstream shall see it, and what the loop needs.
 
     `body` never holds the extension field, `stream` or `stream_options`; the upstream client adds
-    its own. `headers` are those of the client's that go on to the upstream. `began`, in a
-    continuation: how the upstream itself began the reply, before any correction.
+    its own. `stop_included`: the stop string that ends the reply is part of it. `headers` are those
+    of the client's that go on to the upstream. `began`, in a continuation: how the upstream itself
+    began the reply, before any correction.
     """
 
     model: str
@@ -132,6 +133,7 @@ class ChatRequest:
     conversation: tuple[Turn, ...]
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    stop_included: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
     request_id: str = ""
     began: str = ""

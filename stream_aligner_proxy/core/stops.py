@@ -5,16 +5,23 @@ text before the seam.
 """
 
 
-def until_stop(stops: tuple[str, ...], committed: str, text: str) -> tuple[str, bool]:
-    """`text`, which follows `committed`, up to the first stop string, and whether there is one."""
+def until_stop(
+    stops: tuple[str, ...], committed: str, text: str, *, inclusive: bool = False
+) -> tuple[str, bool]:
+    """`text`, which follows `committed`, up to the first stop string, and whether there is one.
+
+    `inclusive`: up to the end of that string."""
     if not stops:
         return text, False
     reach = max(map(len, stops)) - 1
     before = committed[-reach:] if reach else ""
     joined = before + text
     found = [
-        at for stop in stops if (at := joined.find(stop, max(0, len(before) - len(stop) + 1))) >= 0
+        (at, at + len(stop) if inclusive else at)
+        for stop in stops
+        if (at := joined.find(stop, max(0, len(before) - len(stop) + 1))) >= 0
     ]
     if not found:
         return text, False
-    return text[: max(0, min(found) - len(before))], True
+    _, end = min(found)
+    return text[: max(0, end - len(before))], True

@@ -53,6 +53,15 @@ async def test_the_clients_stop_string_holds_over_rewritten_text() -> None:
     assert "a string or a list of strings" in none.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("field", ["include_stop_str_in_output", "no_stop_trim"])
+async def test_a_client_that_wants_its_stop_string_gets_it(field: str) -> None:
+    async with proxy(CONTINUED, WRONG, aligner=counting_right()) as p:
+        reply = (await p.post(stop=["3 app"], **{field: True})).json()
+        without = (await p.post(stop=["3 app"], **{field: False})).json()
+    assert reply["choices"][0]["message"]["content"] == "Anna has 3 app"
+    assert without["choices"][0]["message"]["content"] == "Anna has "
+
+
 @pytest.mark.parametrize("mode", ["stream", "whole", "shadow", "off"])
 async def test_streamed_and_whole_replies_have_the_same_text(mode: str) -> None:
     rules = (CONTINUED, WRONG)

@@ -249,6 +249,9 @@ async def test_an_upstream_with_another_api_is_a_404_that_says_so() -> None:
         (b"{", "application/json", 400, None),
         (b'{"model": 3}', "application/json", 400, "model"),
         (b'{"model": ""}', "application/json", 400, "model"),
+        (b'{"model": "b/two", "model": "a/one"}', "application/json", 400, "model"),
+        (b'{"model": "a/one", "Model" : "b/two"}', "application/json", 400, "model"),
+        (b'{"\\u006dodE\\u004C": "b/two"}', "application/json", 400, "model"),
         (b"x", "text/plain", 415, None),
         (b"x", "multipart/form-data", 400, None),
         (b"x", "multipart/form-data; boundary=b", 400, None),
@@ -322,6 +325,11 @@ def test_a_form_that_names_no_one_model_is_refused(content: bytes) -> None:
     with pytest.raises(RequestError) as refused:
         read(content, FORM)
     assert refused.value.param == "model"
+
+
+def test_a_model_within_the_body_is_not_its_model() -> None:
+    content = b'{"input": ["\\"model\\": 1"], "model": "a/one", "user": {"model": 2, "Model": 3}}'
+    assert read(content, "application/json").model == "a/one"
 
 
 @given(

@@ -55,6 +55,44 @@ def test_a_malformed_body_is_a_400_that_names_the_field(
 
 
 @pytest.mark.parametrize(
+    ("body", "param", "meant"),
+    [
+        ({"model": "scripted", "messages": [USER], "Model": "other"}, "Model", "model"),
+        (
+            {"model": "scripted", "messages": [USER], "me\u017f\u017fages": []},
+            "me\u017f\u017fages",
+            "messages",
+        ),
+        (
+            {"model": "scripted", "messages": [{**USER, "Content": "b"}]},
+            "messages[0].Content",
+            "content",
+        ),
+        (
+            {
+                "model": "scripted",
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "a", "TEXT": "b"}]}
+                ],
+            },
+            "messages[0].content[0].TEXT",
+            "text",
+        ),
+    ],
+)
+@pytest.mark.parametrize("mode", ["stream", "off"])
+def test_a_field_that_some_servers_would_read_as_another_is_refused(
+    door: httpx.Client, mode: str, body: dict[str, Any], param: str, meant: str
+) -> None:
+    headers = {"x-stream-aligner-mode": mode}
+    response = door.post("/v1/chat/completions", json=body, headers=headers)
+    assert response.status_code == 400
+    error = error_of(response)
+    assert (error["param"], error["code"]) == (param, "unknown_parameter")
+    assert f"Did you mean '{meant}'?" in error["message"]
+
+
+@pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"messages": [{"role": "robot", "content": "a"}]}, "messages[0].role"),

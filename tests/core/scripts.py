@@ -9,9 +9,15 @@ CONVERSATION = (Turn("user", "q"),)
 
 
 def loop_of(
-    policy: Policy | None = None, *, can_continue=True, sure=True, max_tokens=None, stop=()
+    policy: Policy | None = None,
+    *,
+    can_continue=True,
+    sure=True,
+    max_tokens=None,
+    stop=(),
+    stop_included=False,
 ) -> AlignmentLoop:
-    request = ChatRequest("m", {}, CONVERSATION, max_tokens, stop)
+    request = ChatRequest("m", {}, CONVERSATION, max_tokens, stop, stop_included)
     loop = AlignmentLoop(request, policy or Policy(), can_continue=can_continue, sure=sure)
     assert of(OpenBranch, loop.start()) == [OpenBranch(0, "", max_tokens)]
     return loop

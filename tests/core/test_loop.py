@@ -319,6 +319,18 @@ def test_a_stop_string_across_the_seam_ends_the_reply():
     assert of(Finish, actions)[0].finish_reason == "stop"
 
 
+@pytest.mark.parametrize("verdict", [KEEP, Verdict("Good STOP here.")])
+def test_a_stop_string_that_the_client_wants_to_see_stays(verdict):
+    loop = loop_of(stop=("here", "STOP"), stop_included=True)
+    loop.handle(TextArrived(0, "Bad. It is STOP"))
+    loop.handle(BranchEnded(0, "stop"))
+    first = loop.handle(ReviewDone(0, verdict))
+    if verdict is KEEP:
+        first = loop.handle(ReviewDone(1, KEEP))
+    assert loop.committed == ("Bad. It is STOP" if verdict is KEEP else "Good STOP")
+    assert of(Finish, first)[0].finish_reason == "stop"
+
+
 def test_a_reply_that_ended_perhaps_at_a_stop_string_is_not_continued():
     loop = loop_of(stop=("x",))
     loop.handle(TextArrived(0, "Ben h"))
