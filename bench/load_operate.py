@@ -119,6 +119,9 @@ class Stream(asyncio.Protocol):
 
 @dataclass
 class Round:
+    """`whole`: all streams were open when memory was read."""
+
+    whole: bool
     kb_per_stream: float
     aligned: list[float]
     off: list[float]
@@ -202,11 +205,8 @@ async def _round(folder: Path, upstream: int, count: int) -> Round:
             )
             await asyncio.sleep(4)
             full = statistics.median([await _after(0.3, proxy) for _ in range(5)])
-            faults = []
-            writing = sum(stream.writing for stream in (*aligned, *off))
-            if writing < count + _BESIDE:
-                faults.append(f"only {writing} streams were open when memory was read")
-            faults += await _stop(proxy, client)
+            whole = all(stream.writing for stream in (*aligned, *off))
+            faults = await _stop(proxy, client)
             await asyncio.gather(*(stream.done for stream in (*aligned, *off)))
             code = await asyncio.to_thread(proxy.process.wait, 60)
             if code:
@@ -216,6 +216,7 @@ async def _round(folder: Path, upstream: int, count: int) -> Round:
     streams = [*aligned, *off]
     faults += [fault for stream in streams if (fault := stream.fault())]
     return Round(
+        whole,
         (full - empty) / len(streams),
         [delay for stream in aligned for delay in stream.delays],
         [delay for stream in off for delay in stream.delays],
@@ -253,16 +254,20 @@ def _p99_ms(delays: list[float]) -> float:
 
 async def measure(count: int, rounds: int) -> list[Round]:
     port = free_port()
-    done = []
+    done: list[Round] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with (folder / "upstream.log").open("w+b") as log:
             command = [sys.executable, "-m", "bench.timed", "--port", str(port)]
             upstream = launch(command, {}, log, 1)
             try:
-                for _ in range(rounds):
+                for _ in range(2 * rounds):
+                    if sum(one.whole for one in done) == rounds:
+                        break
                     one = await _round(folder, port, count)
                     done.append(one)
+                    if not one.whole:  # on a machine that was busy; what was lost counts
+                        print("some streams ended too early; once more:", file=sys.stderr)
                     print(
                         f"{one.kb_per_stream:.1f} KB a stream; p50 and p99 of delays, aligned "
                         f"{1000 * statistics.median(one.aligned):.1f} {_p99_ms(one.aligned):.1f}, "
@@ -289,10 +294,13 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with asyncio.Runner(loop_factory=import_module("uvloop").new_event_loop) as runner:
         rounds = runner.run(measure(options.streams, options.rounds))
-    added = [_p99_ms(one.aligned) - _p99_ms(one.off) for one in rounds]
+    measured = [one for one in rounds if one.whole]
+    if not measured:
+        sys.exit("the machine is too busy: in no round were all streams open at once")
+    added = [_p99_ms(one.aligned) - _p99_ms(one.off) for one in measured]
     row = {
         "open_streams": options.streams,
-        "kb_per_stream": round(statistics.median(one.kb_per_stream for one in rounds), 1),
+        "kb_per_stream": round(statistics.median(one.kb_per_stream for one in measured), 1),
         "p99_added_ms": round(statistics.median(added), 1),
         "lost": sum(len(one.faults) for one in rounds),
     }
