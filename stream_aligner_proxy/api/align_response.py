@@ -49,9 +49,7 @@ class AlignResponse(WatchedResponse):
 
     async def write_to(self, out: HttpOut) -> None:
         answer = await self._jobs[0].run() if self._single else await self._all()
-        body = orjson.dumps(answer)
-        await out.start({"content-type": "application/json", "content-length": str(len(body))})
-        await out.end(body)
+        await out.whole(orjson.dumps(answer))
 
     async def _all(self) -> dict[str, Any]:
         async with asyncio.TaskGroup() as group:

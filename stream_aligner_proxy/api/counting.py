@@ -59,6 +59,4 @@ class CountResponse(WatchedResponse):
         self._upstream = upstream
 
     async def write_to(self, out: HttpOut) -> None:
-        body = orjson.dumps({"input_tokens": await self._upstream.count_tokens()})
-        await out.start({"content-type": "application/json", "content-length": str(len(body))})
-        await out.end(body)
+        await out.whole(orjson.dumps({"input_tokens": await self._upstream.count_tokens()}))

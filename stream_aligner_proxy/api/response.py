@@ -103,6 +103,12 @@ class HttpOut:
         self._ended = True
         await self._hand_over({"type": "http.response.body", "body": data, "more_body": False})
 
+    async def whole(self, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        """A JSON body in one go."""
+        described = {"content-type": "application/json", "content-length": str(len(body))}
+        await self.start({**(headers or {}), **described})
+        await self.end(body)
+
     async def _hand_over(self, message: Message) -> None:
         self._waiting += 1
         try:
@@ -254,9 +260,7 @@ class _Gathering:
 
     async def finish(self, finished: Sequence[Finished]) -> None:
         body = self._whole.completion(finished)
-        described = {"content-type": "application/json", "content-length": str(len(body))}
-        await self._out.start({**self._headers(), **cost_headers(finished), **described})
-        await self._out.end(body)
+        await self._out.whole(body, {**self._headers(), **cost_headers(finished)})
 
 
 class _Choice:

@@ -48,7 +48,7 @@ class Exact(BaseModel):
         if isinstance(value, dict):
             for name in value.keys() - cls.model_fields.keys():
                 if (known := name.casefold()) in cls.model_fields:
-                    raise PydanticCustomError(_MISSPELT, "{known}", {"name": name, "known": known})
+                    raise PydanticCustomError(_MISSPELT, "{known}", {"field": name, "known": known})
         return value
 
 
@@ -227,10 +227,8 @@ def _refusal(error: ValidationError) -> RequestError:
     details = error.errors(include_input=False, include_url=False)
     detail = details[0]
     steps = [step for step in detail["loc"] if step not in (_TEXT, _PARTS, _NONE)]
-    if detail["type"] == _NEEDED:
+    if detail["type"] in (_NEEDED, _MISSPELT):
         steps.append(detail["ctx"]["field"])
-    if detail["type"] == _MISSPELT:
-        steps.append(detail["ctx"]["name"])
     param = ""
     for step in steps:
         param += f"[{step}]" if isinstance(step, int) else f".{step}"
