@@ -11,9 +11,6 @@ STAMP_VLLM := $(VENV_VLLM)/.installed
 # So does training with TRL and DeepSpeed; TRAINING_REQUIRED=1 makes it an error to have none.
 VENV_TRAIN  := .venv-train
 STAMP_TRAIN := $(VENV_TRAIN)/.installed
-# llama.cpp's server is built from source, once: five minutes on two cores.
-LLAMACPP       := .llamacpp
-STAMP_LLAMACPP := $(LLAMACPP)/.installed
 # Helm's engine, for the tests of the chart; HELM_REQUIRED=1 makes it an error to have none.
 HELM       := .helm
 STAMP_HELM := $(HELM)/.installed
@@ -28,7 +25,7 @@ WAITING = $(shell expr $(JOBS) + 1)
 # builds this package's metadata in the source tree.
 MANY    = $(filter prepare parts,$(MAKECMDGOALS))
 
-.PHONY: help install demo test prepare parts check unit vllm llamacpp node helm training-tests train bench demo-models format clean
+.PHONY: help install demo test prepare parts check unit vllm node helm training-tests train bench demo-models format clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -40,9 +37,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The stamp lives in the venv, so removing the venv is enough to start over.
-$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing into $(VENV): some minutes the first time, and pip says nothing meanwhile."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+$(STAMP): pyproject.toml constraints.txt tests/install.py | $(BIN)/python
+	@echo "Installing into $(VENV): a minute or so where nothing has been downloaded yet."
+	$(BIN)/python -m tests.install $(VENV) -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: $(STAMP)  ## start the proxy with its embedded tiny upstream and tiny aligner
@@ -58,7 +55,7 @@ test:           ## install, run everything CI runs
 
 prepare: check parts
 
-parts: $(STAMP) llamacpp node helm $(STAMP_VLLM) $(STAMP_TRAIN) ## what tests need beside .venv: servers, other environments
+parts: $(STAMP) node helm $(STAMP_VLLM) $(STAMP_TRAIN) ## what tests need beside .venv: servers, other environments
 
 check: $(STAMP) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -71,7 +68,7 @@ unit: $(STAMP)  ## the tests alone
 
 # Status 3 of the script: this machine cannot have vLLM, and it has said why.
 $(STAMP_VLLM): tests/vllm/install.py constraints-vllm.txt pyproject.toml | $(if $(MANY),$(STAMP))
-	$(PYTHON) tests/vllm/install.py $(VENV_VLLM) && touch $@ || \
+	$(PYTHON) -m tests.vllm.install $(VENV_VLLM) && touch $@ || \
 	    { status=$$?; rm -f $@; [ $$status = 3 ] && [ -z "$(VLLM_REQUIRED)" ]; }
 
 vllm: $(STAMP_VLLM) ## the tests against real vLLM on the CPU, in .venv-vllm
@@ -80,7 +77,7 @@ vllm: $(STAMP_VLLM) ## the tests against real vLLM on the CPU, in .venv-vllm
 
 # Status 3 of the script: this machine cannot have it, and it has said why.
 $(STAMP_TRAIN): tests/training/install.py constraints-training.txt pyproject.toml | $(if $(MANY),$(STAMP_VLLM))
-	$(PYTHON) tests/training/install.py $(VENV_TRAIN) && touch $@ || \
+	$(PYTHON) -m tests.training.install $(VENV_TRAIN) && touch $@ || \
 	    { status=$$?; rm -f $@; [ $$status = 3 ] && [ -z "$(TRAINING_REQUIRED)" ]; }
 
 training-tests: $(STAMP_TRAIN) ## the tests of training with TRL and DeepSpeed, in .venv-train
@@ -90,11 +87,6 @@ training-tests: $(STAMP_TRAIN) ## the tests of training with TRL and DeepSpeed, 
 train: $(STAMP_TRAIN) ## train an aligner for the demo world, measure it, say how to serve it (minutes)
 	@[ -e $(STAMP_TRAIN) ] || { echo "make train: TRL and DeepSpeed cannot be installed here"; exit 1; }
 	$(VENV_TRAIN)/bin/python -m training.demo_aligner --out runs/demo-aligner
-
-# Status 3 of the script: this machine cannot build it, and it has said why.
-$(STAMP_LLAMACPP): tests/continuation/install_llamacpp.py | $(BIN)/python
-	$(BIN)/python tests/continuation/install_llamacpp.py $(LLAMACPP) && touch $@ || \
-	    { status=$$?; rm -f $@; [ $$status = 3 ] && [ -z "$(LLAMACPP_REQUIRED)" ]; }
 
 $(STAMP_NODE): $(NODE)/package.json $(NODE)/package-lock.json
 	@if command -v npm >/dev/null; then cd $(NODE) && npm ci --silent --ignore-scripts --no-audit --no-fund && touch node_modules/.installed; \
@@ -108,8 +100,6 @@ $(STAMP_HELM): tests/deploy/install_helm.py | $(BIN)/python
 	    { status=$$?; rm -f $@; [ $$status = 3 ] && [ -z "$(HELM_REQUIRED)" ]; }
 
 helm: $(STAMP_HELM) ## Helm's engine, which renders the chart for the tests
-
-llamacpp: $(STAMP_LLAMACPP) ## build llama.cpp's server for the tests that need it
 
 bench: $(STAMP) ## every benchmark: tables on the screen, JSON in bench/results
 	$(BIN)/python -m bench.splitter
@@ -141,4 +131,4 @@ format: $(STAMP) ## let ruff format and fix
 	$(BIN)/ruff check --fix .
 
 clean:          ## remove the virtual environment and caches
-	rm -rf $(VENV) $(VENV_VLLM) $(VENV_TRAIN) $(LLAMACPP) $(HELM) $(NODE)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_TRAIN) $(HELM) $(NODE)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -1,7 +1,7 @@
 """The demo upstream as a GGUF file for llama.cpp: `python -m bench.gguf_model OUT.gguf`.
 
 llama.cpp's own converter knows a tokenizer by a fingerprint, and ours is not among them; so the few
-fields are written here. A process of its own: the `gguf` modules come with the built server.
+fields are written here. A process of its own: it needs torch, and the server need not keep that.
 """
 
 import json
@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from safetensors.torch import load_file
 
-from bench.stack import MODELS, ROOT
+from bench.stack import MODELS
 
-FOLDER = ROOT / ".llamacpp"
 _NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -47,9 +47,6 @@ def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def write(model: Path, out: Path) -> None:
-    sys.path.insert(0, str(FOLDER))
-    import gguf  # noqa: PLC0415  (only where the server was built)
-
     config: dict[str, Any] = json.loads((model / "config.json").read_text())
     tokenizer: dict[str, Any] = json.loads((model / "tokenizer.json").read_text())
     special = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}

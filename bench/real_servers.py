@@ -12,12 +12,10 @@ from pathlib import Path
 
 import httpx
 
-from bench.gguf_model import FOLDER
 from bench.stack import MODELS, ROOT, free_port, process, program
 from stream_aligner_proxy import __version__
 
 MODEL = MODELS / "upstream"
-LLAMA_SERVER = FOLDER / "llama-server"
 VLLM_PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -76,15 +74,14 @@ def _llamacpp() -> Iterator[Running]:
         port = free_port()
         address = f"http://127.0.0.1:{port}"
         # fmt: off
-        command = [
-            str(LLAMA_SERVER), "--model", str(file), "--alias", "writer", "--jinja", "--offline",
-            "--host", "127.0.0.1", "--port", str(port), "--ctx-size", "1024", "--parallel", "1",
-            "--threads", "1",
+        arguments = [
+            "bench.llamacpp_server", str(file), "--alias", "writer", "--port", str(port),
         ]
         # fmt: on
-        with program(command, f"{address}/health"):
-            told = httpx.get(f"{address}/props", trust_env=False).json()
-            yield Running(address, "writer", str(told.get("build_info", "unknown")))
+        with process(arguments, f"{address}/health"):
+            # The last part is llama.cpp's build, which the server itself does not know.
+            build = version("xllamacpp").rpartition(".")[2]
+            yield Running(address, "writer", f"b{build}")
 
 
 @contextmanager
@@ -124,7 +121,7 @@ def servers() -> dict[str, Server]:
         ),
         Server(
             "llamacpp",
-            "" if LLAMA_SERVER.exists() else "no llama-server; `make llamacpp` builds it",
+            "" if find_spec("xllamacpp") and find_spec("gguf") else "there is no xllamacpp here",
             _llamacpp,
         ),
         Server(

@@ -167,7 +167,7 @@ async def test_a_redis_that_dies_holds_nobody_up_and_is_used_again_when_it_is_ba
     failures: list[None] = []
     limits = Limits(requests_per_minute=2)
     with redis_server(tmp_path, password="open-sesame") as server:
-        options = RedisOptions(server.url, on_failure=on_failure)  # type: ignore[arg-type]
+        options = RedisOptions(server.url, timeout=5.0, on_failure=on_failure)  # type: ignore[arg-type]
         limiter = RedisLimiter(options, lambda: failures.append(None))
         await limiter.start()
         await limiter.take("a", limits)

@@ -22,7 +22,9 @@ from tests.servers import serve
 
 REPLY = "Anna has 3 apples. She eats one. So 2 are left."
 QUESTION = [{"role": "user", "content": "How many?"}]
+# For an upstream that the test knows to be silent; a busy machine can be so for half a second, too.
 SHORT = {"connect": 1, "first_byte": 0.5, "between_chunks": 0.5, "total": 10}
+PATIENT = {"connect": 20, "first_byte": 20, "between_chunks": 20, "total": 60}
 
 
 def replacing(**words: str) -> FunctionAligner:
@@ -38,8 +40,8 @@ def replacing(**words: str) -> FunctionAligner:
 
 
 def settings(address: str, **sections: Any) -> Settings:
-    upstream = {"name": "main", "base_url": f"{address}/v1", "dialect": "vllm", "timeouts": SHORT}
-    upstream["probe"] = False
+    upstream = {"name": "main", "base_url": f"{address}/v1", "dialect": "vllm", "probe": False}
+    upstream["timeouts"] = PATIENT
     upstream |= sections.pop("upstream", {})
     return build(
         {

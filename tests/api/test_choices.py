@@ -67,7 +67,7 @@ async def test_one_choice_that_fails_ends_them_all_with_one_error(stream: bool) 
     never: dict[str, Any] = {"alignment": {"max_resumes": 0}, "upstream": {"timeouts": {}}}
     async with proxy(broken, held, **never) as p:
         response = await p.post(n=3, seed=7, stream=stream)
-        await p.upstream.until(lambda upstream: upstream.running == 0, seconds=1)
+        await p.upstream.until(lambda upstream: upstream.running == 0)
         assert reply_tasks() == []
         metrics = (await p.client.get("/metrics")).text
     if not stream:
@@ -102,7 +102,7 @@ async def test_the_clients_leaving_ends_every_choice(stream: bool) -> None:
     async with proxy(rule, upstream={"timeouts": {}}) as p:
         async with half_open(p, n=3, stream=stream):
             await p.upstream.until(lambda upstream: upstream.opened == 3)
-        await p.upstream.until(lambda upstream: upstream.running == 0, seconds=1)
+        await p.upstream.until(lambda upstream: upstream.running == 0)
         assert reply_tasks() == []
 
 

@@ -7,7 +7,7 @@ import pytest
 from stream_aligner_proxy.core.errors import ReviewError
 from stream_aligner_proxy.core.records import Review, Verdict
 from stream_aligner_proxy.demo.script import Fault, Rule
-from tests.api.proxy import QUESTION, REPLY, error_of, parse_frames, proxy, text_of
+from tests.api.proxy import QUESTION, REPLY, SHORT, error_of, parse_frames, proxy, text_of
 from tests.fakes import FunctionAligner
 from tests.servers import refused_address
 
@@ -113,7 +113,8 @@ async def test_an_upstream_that_is_down_is_a_502(stream: bool, mode: str) -> Non
 
 @pytest.mark.parametrize("mode", ["stream", "off"])
 async def test_an_upstream_that_never_answers_is_a_504(mode: str) -> None:
-    async with proxy(Rule(REPLY, fault=Fault(stall="headers"))) as p:
+    silent = Rule(REPLY, fault=Fault(stall="headers"))
+    async with proxy(silent, upstream={"timeouts": SHORT}) as p:
         response = await p.post(stream=True, stream_aligner={"mode": mode})
         await p.upstream.until(lambda upstream: upstream.running == 0)
     assert response.status_code == 504

@@ -22,7 +22,7 @@ from stream_aligner_proxy.api.forwarded_body import read
 from stream_aligner_proxy.api.forwarding import PATHS
 from stream_aligner_proxy.app import create_app
 from stream_aligner_proxy.core.errors import RequestError
-from tests.api.proxy import SHORT, error_of, proxy, settings
+from tests.api.proxy import PATIENT, error_of, proxy, settings
 from tests.api.test_native import proxied
 from tests.fakes import FunctionAligner
 from tests.servers import serve
@@ -88,7 +88,7 @@ async def offering(*servers: Offering, **sections: Any) -> AsyncIterator[httpx.A
         for name, server in zip("abc", servers, strict=False):
             address = await stack.enter_async_context(serve(server))
             upstreams.append(
-                {"name": name, "base_url": f"{address}/v1", "timeouts": SHORT, "probe": False}
+                {"name": name, "base_url": f"{address}/v1", "timeouts": PATIENT, "probe": False}
                 | {"dialect": "openai"}
             )
         app = create_app(settings("", upstreams=upstreams, **sections), aligner=FunctionAligner())

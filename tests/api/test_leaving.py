@@ -58,7 +58,7 @@ async def test_leaving_before_the_first_token_ends_the_upstreams_request(
     async with proxy(Rule(REPLY, fault=Fault(stall="first")), upstream={"timeouts": {}}) as p:
         async with half_open(p, stream=stream, stream_aligner={"mode": mode}):
             await p.upstream.until(lambda upstream: upstream.opened == 1)
-        await p.upstream.until(lambda upstream: upstream.running == 0, seconds=1)
+        await p.upstream.until(lambda upstream: upstream.running == 0)
         assert reply_tasks() == []
 
 
@@ -67,7 +67,7 @@ async def test_leaving_in_the_middle_ends_the_upstreams_request(mode: str) -> No
     async with proxy(Rule(REPLY, fault=Fault(stall=6)), upstream={"timeouts": {}}) as p:
         async with half_open(p, stream=True, stream_aligner={"mode": mode}) as reader:
             await asyncio.wait_for(reader.readuntil(b"Anna"), 5)
-        await p.upstream.until(lambda upstream: upstream.running == 0, seconds=1)
+        await p.upstream.until(lambda upstream: upstream.running == 0)
         assert reply_tasks() == []
         metrics = (await p.client.get("/metrics")).text
     assert f'replies_total{{mode="{mode}",outcome="cancelled"}} 1.0' in metrics
@@ -97,7 +97,7 @@ async def test_leaving_during_a_review_withdraws_it() -> None:
         async with half_open(p, stream=True):
             await asyncio.wait_for(aligner.reached.wait(), 5)
         await asyncio.wait_for(aligner.withdrawn.wait(), 1)
-        await p.upstream.until(lambda upstream: upstream.running == 0, seconds=1)
+        await p.upstream.until(lambda upstream: upstream.running == 0)
 
 
 async def test_text_is_delivered_while_the_upstream_is_still_writing() -> None:

@@ -4,16 +4,17 @@ It is apart from `.venv`, whose tests then need none of these half a hundred pac
 compiles a helper when it first starts processes on a CPU, so that a compiler and Python's headers
 have to be there.
 
-Run as `python tests/training/install.py FOLDER` (`make training-tests` and `make train` do). Exit
+Run as `python -m tests.training.install FOLDER` (`make training-tests` and `make train` do). Exit
 status 0: the environment is there. 3: this machine cannot have it, and the reason is printed.
 """
 
 import argparse
 import shutil
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+
+from tests.install import Environment
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCH = "2.13.0"
@@ -33,14 +34,10 @@ def why_not_here() -> str | None:
     return None
 
 
-def torch_here(python: Path) -> str | None:
-    """The build of torch that pip can get: the CPU's where there is one, several GB smaller."""
-    for build in (f"{TORCH}+cpu", TORCH):
-        asked = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-        asked += ["--dry-run", "--no-deps", f"torch=={build}"]
-        if subprocess.run(asked, check=False, stderr=subprocess.DEVNULL).returncode == 0:
-            return build
-    return None
+def torch_here(environment: Environment) -> str | None:
+    """The build of torch that can be had: the CPU's where there is one, several GB smaller."""
+    builds = (f"{TORCH}+cpu", TORCH)
+    return next((build for build in builds if environment.has(f"torch=={build}")), None)
 
 
 def main() -> int:
@@ -53,17 +50,14 @@ def main() -> int:
     if reason := why_not_here():
         print(f"no training environment on this machine: {reason}")
         return NOT_HERE
-    python = args.folder / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(args.folder)], check=True)
-    build = torch_here(python)
+    environment = Environment(args.folder)
+    build = torch_here(environment)
     if build is None:
-        print(f"no training environment on this machine: pip finds no torch=={TORCH} here")
+        print(f"no training environment on this machine: there is no torch=={TORCH} for it")
         return NOT_HERE
     pins = [] if args.unpinned else ["-c", str(ROOT / "constraints-training.txt")]
-    pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     wanted = [f"torch=={build}", *TESTS, "-e", f"{ROOT}[recipe]"]
-    subprocess.run([*pip, *pins, *wanted], check=True)
+    environment.install(*pins, *wanted)
     return 0
 
 

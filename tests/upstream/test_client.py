@@ -27,6 +27,7 @@ from tests.servers import refused_address, serve, serve_in_thread
 pytestmark = pytest.mark.anyio
 
 REPLY = "Anna has 3 apples. She eats one. So 2 are left."
+# For an upstream that the test knows to be silent.
 SHORT = Timeouts(connect=2, first_byte=0.8, between_chunks=0.8, total=5, ping=0.8)
 # For what must not run out of time, however busy the machine.
 LONG = Timeouts(connect=10, first_byte=20, between_chunks=20, total=60, ping=10)
@@ -40,7 +41,7 @@ def chat(text: str = "How many?", **extra: Any) -> ChatRequest:
 
 @asynccontextmanager
 async def scripted(
-    *rules: Rule, dialect: str = "vllm", timeouts: Timeouts = SHORT, **settings: Any
+    *rules: Rule, dialect: str = "vllm", timeouts: Timeouts = LONG, **settings: Any
 ) -> AsyncIterator[tuple[HttpUpstream, ScriptedUpstream]]:
     options = {k: settings.pop(k) for k in ("api_key",) if k in settings}
     app = ScriptedUpstream(Script(rules or (Rule(REPLY),), **settings))
@@ -87,7 +88,7 @@ async def test_branches_cancelled_at_any_moment_give_their_places_back(again: in
             replies = await asyncio.gather(*(collect(upstream, chat()) for _ in range(places)))
             assert [text(reply) for reply in replies] == [REPLY] * places, f"after {steps} steps"
             await upstream.aclose()
-        await app.until(lambda a: a.running == 0, seconds=1)
+        await app.until(lambda a: a.running == 0)
 
 
 async def test_a_branch_gives_the_text_the_finish_reason_and_the_usage() -> None:
@@ -175,7 +176,7 @@ async def test_a_reply_is_complete_with_its_finish_reason_even_if_the_server_lin
     patient = Timeouts(between_chunks=60)
     async with scripted(Rule(REPLY, fault=Fault(linger=True)), timeouts=patient) as (upstream, app):
         assert text(await collect(upstream, chat())) == REPLY
-        await app.until(lambda a: a.running == 0, seconds=1)
+        await app.until(lambda a: a.running == 0)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,8 @@ async def test_a_reply_is_complete_with_its_finish_reason_even_if_the_server_lin
 async def test_faults_are_errors_after_what_was_sent_before_them(
     fault: Fault, error: type[UpstreamError], words: str
 ) -> None:
-    async with scripted(Rule(REPLY, fault=fault)) as (upstream, app):
+    timeouts = SHORT if fault.stall is not None else LONG
+    async with scripted(Rule(REPLY, fault=fault), timeouts=timeouts) as (upstream, app):
         got: list[Chunk] = []
         with pytest.raises(error, match=words):
             await collect(upstream, chat(), into=got)
@@ -242,7 +244,7 @@ async def test_cancelling_closes_the_connection_at_once(fault: Fault) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await app.until(lambda a: a.running == 0, seconds=1)
+        await app.until(lambda a: a.running == 0)
         assert app.requests[0].left_at is not None
 
 
@@ -255,7 +257,7 @@ async def test_a_cancelled_scope_closes_the_connection_and_leaves_no_task() -> N
             await collect(upstream, chat())
         await anyio.lowlevel.checkpoint()
         assert asyncio.all_tasks() == before
-        await app.until(lambda a: a.opened == 1 and a.running == 0, seconds=1)
+        await app.until(lambda a: a.opened == 1 and a.running == 0)
         await upstream.aclose()
 
 
@@ -266,7 +268,7 @@ async def test_a_scope_cancelled_between_two_reads_closes_the_connection_too() -
                 await anext(chunks)
                 scope.cancel()
                 await anyio.sleep_forever()  # as a reader that back-pressure holds
-        await app.until(lambda a: a.running == 0, seconds=1)
+        await app.until(lambda a: a.running == 0)
 
 
 async def test_leaving_in_the_middle_closes_the_connection_at_once() -> None:
@@ -275,7 +277,7 @@ async def test_leaving_in_the_middle_closes_the_connection_at_once() -> None:
             async for chunk in chunks:
                 if chunk.text:
                     break
-        await app.until(lambda a: a.running == 0, seconds=1)
+        await app.until(lambda a: a.running == 0)
         assert app.requests[0].left_at is not None
 
 
@@ -289,7 +291,7 @@ async def test_a_connection_is_used_again_after_a_whole_branch_and_never_after_a
         await app(scope, receive, send)
 
     async with serve(noting) as address:
-        upstream = HttpUpstream("main", f"{address}/v1", "vllm", timeouts=SHORT)
+        upstream = HttpUpstream("main", f"{address}/v1", "vllm", timeouts=LONG)
         for question in ("one", "two", "cut", "three", "four"):
             async with upstream.open(chat(question)) as chunks:
                 async for _ in chunks:

@@ -103,7 +103,7 @@ async def test_leaving_a_branch_stops_it_and_the_next_needs_no_new_connection(
     async with scripted(authority, tmp_path, slow) as (upstream, app, seen):
         async with upstream.open(chat()) as chunks:
             await anext(aiter(chunks))
-        await app.until(lambda a: a.running == 0, seconds=2)
+        await app.until(lambda a: a.running == 0)
         assert app.requests[0].left_at is not None
         prefix = "Anna has 3 apples."
         assert await reply(upstream, chat(), prefix) == REPLY.removeprefix(prefix)
@@ -184,7 +184,7 @@ async def test_branches_cancelled_at_any_moment_leave_the_connection_whole(
             await asyncio.wait(tasks)
             replies = await asyncio.gather(*(reply(upstream, chat()) for _ in range(4)))
             assert replies == [REPLY] * 4, f"after {steps} steps"
-        await app.until(lambda a: a.running == 0, seconds=2)
+        await app.until(lambda a: a.running == 0)
         assert seen.connections == 1
 
 

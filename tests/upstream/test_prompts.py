@@ -17,7 +17,7 @@ from stream_aligner_proxy.upstream.client import HttpUpstream
 from stream_aligner_proxy.upstream.dialects import DIALECTS
 from tests.servers import serve
 from tests.upstream.completing import CompletingServer
-from tests.upstream.test_client import SHORT, collect, text
+from tests.upstream.test_client import LONG, collect, text
 
 PROMPT = "Once upon a time"
 
@@ -41,7 +41,7 @@ def asked(**fields: Any) -> ChatRequest:
 async def chatting(*rules: Rule, **options: Any) -> AsyncIterator[tuple[HttpUpstream, Chatting]]:
     app = Chatting(Script(rules or (Rule("It was."),)))
     async with serve(app) as address:
-        upstream = HttpUpstream("main", f"{address}/v1", "generic", timeouts=SHORT, **options)
+        upstream = HttpUpstream("main", f"{address}/v1", "generic", timeouts=LONG, **options)
         try:
             yield upstream, app
         finally:
@@ -73,7 +73,7 @@ async def test_a_model_that_does_not_exist_says_nothing_of_the_upstream() -> Non
 @pytest.mark.anyio
 async def test_what_was_written_on_once_is_sure_to_be_written_on_again() -> None:
     async with CompletingServer.running("there was a bear.") as (server, address):
-        upstream = HttpUpstream("main", f"{address}/v1", "generic", timeouts=SHORT)
+        upstream = HttpUpstream("main", f"{address}/v1", "generic", timeouts=LONG)
         await collect(upstream, asked())
         found = upstream.continuation(asked())
         assert (found.way, found.sure) == ("prompt", True)
@@ -88,7 +88,7 @@ async def test_what_was_written_on_once_is_sure_to_be_written_on_again() -> None
 async def test_the_operator_may_forbid_to_continue_and_the_prompt_is_still_written_on() -> None:
     async with CompletingServer.running("there was a bear.") as (server, address):
         upstream = HttpUpstream(
-            "main", f"{address}/v1", "vllm", continuation="rewrite-only", timeouts=SHORT
+            "main", f"{address}/v1", "vllm", continuation="rewrite-only", timeouts=LONG
         )
         assert not upstream.continuation(asked()).possible
         await collect(upstream, asked())

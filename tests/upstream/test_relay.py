@@ -18,7 +18,7 @@ from stream_aligner_proxy.demo.script import Fault, Rule
 from stream_aligner_proxy.upstream.client import HttpUpstream
 from stream_aligner_proxy.upstream.rejections import Refusals
 from stream_aligner_proxy.upstream.streams import FrameStream
-from tests.upstream.test_client import REPLY, chat, scripted
+from tests.upstream.test_client import LONG, REPLY, SHORT, chat, scripted
 
 pytestmark = pytest.mark.anyio
 BODY = {**chat().body, "stream": True, "stream_options": {"include_usage": True}}
@@ -76,7 +76,8 @@ async def test_a_missing_done_is_added_after_a_finish_reason() -> None:
 async def test_faults_are_errors_and_never_leave_half_a_frame(
     fault: Fault, error: type[UpstreamError]
 ) -> None:
-    async with scripted(Rule(REPLY, fault=fault)) as (upstream, app):
+    timeouts = SHORT if fault.stall is not None else LONG
+    async with scripted(Rule(REPLY, fault=fault), timeouts=timeouts) as (upstream, app):
         frames: list[bytes] = []
         with pytest.raises(error):
             await relay(upstream, frames)
@@ -186,4 +187,4 @@ async def test_a_cancelled_relay_closes_the_connection_at_once() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await app.until(lambda a: a.running == 0, seconds=1)
+        await app.until(lambda a: a.running == 0)

