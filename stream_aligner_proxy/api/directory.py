@@ -2,7 +2,9 @@
 remembered.
 
 Without routes requests go by what was last heard, without asking first; only a name that nobody is
-known to serve makes the directory ask again, once. Concurrent askers share one refresh.
+known to serve makes the directory ask again, once, and no oftener than every second: a client that
+asks for what there is not must not have every upstream asked as often. Concurrent askers share one
+refresh.
 """
 
 import asyncio
@@ -24,7 +26,8 @@ Models = list[dict[str, object]]
 
 _TTL_SECONDS = 30.0
 _LIST_SECONDS = 5.0
-_AGAIN_SECONDS = 1.0  # where there is nothing to list but an error
+# Where there is nothing to list but an error, or a name that nobody serves.
+_AGAIN_SECONDS = 1.0
 
 
 class Directory:
@@ -77,7 +80,8 @@ class Directory:
         """
         if found := self._owner(model):
             return found
-        await self.refresh()
+        if self._older_than(_AGAIN_SECONDS):
+            await self.refresh()
         if found := self._owner(model):
             return found
         if len(self._upstreams) == 1 and self._failures:
@@ -133,10 +137,11 @@ class Directory:
             self._refreshed = self._clock()
 
     def _stale(self) -> bool:
-        if self._refreshed is None:
-            return True
         bare = not any(self._lists.values()) and any(map(_is_down, self._failures.values()))
-        return self._clock() - self._refreshed > (_AGAIN_SECONDS if bare else self._ttl)
+        return self._older_than(_AGAIN_SECONDS if bare else self._ttl)
+
+    def _older_than(self, seconds: float) -> bool:
+        return self._refreshed is None or self._clock() - self._refreshed > seconds
 
     async def _ask(self, upstream: Member) -> None:
         if upstream.name in self._declared:

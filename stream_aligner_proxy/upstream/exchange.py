@@ -215,15 +215,18 @@ class Exchange:
             ) from error
         self._has_place = True
 
-    async def read(self, at_most: float | None = None) -> bytes | None:
-        """The next bytes of the body, None at its end; waits `at_most` seconds if that is less."""
+    def hurry(self, seconds: float) -> None:
+        """The rest of the body has to come within that time, however often some of it comes."""
+        self._end = min(self._end, self._loop.time() + seconds)
+
+    async def read(self) -> bytes | None:
+        """The next bytes of the body, None at its end."""
         assert self._response is not None, "read before send"
         content = self._response.content
         deadline = self._first
-        if self._answered or at_most is not None:
-            wait = self._timeouts.between_chunks if at_most is None else at_most
-            deadline = min(self._loop.time() + wait, self._end)
-        self._watch(deadline)
+        if self._answered:
+            deadline = self._loop.time() + self._timeouts.between_chunks
+        self._watch(min(deadline, self._end))
         self._reading = True
         try:
             data = await content.readany()
@@ -278,8 +281,9 @@ class Exchange:
 
     async def drain(self) -> None:
         """Read to the end after the last event, so that the connection can be used again."""
+        self.hurry(_DRAIN_SECONDS)
         try:
-            while await self.read(_DRAIN_SECONDS) is not None:
+            while await self.read() is not None:
                 pass
         except UpstreamError:
             return  # then the connection is closed instead

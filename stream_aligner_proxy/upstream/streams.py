@@ -57,9 +57,10 @@ class ChunkStream:
         return self._ready.popleft()
 
     async def _fill(self) -> None:
-        finished = self._reader.finished
+        if self._reader.finished:
+            self._exchange.hurry(_AFTER_FINISH_SECONDS)
         try:
-            data = await self._exchange.read(_AFTER_FINISH_SECONDS if finished else None)
+            data = await self._exchange.read()
             events = self._decoder.flush() if data is None else self._decoder.feed(data)
             self._take(events)
         except UpstreamError as error:
@@ -126,10 +127,10 @@ class FrameStream:
         return self._ready.popleft()
 
     async def _fill(self) -> None:
+        if self._unfinished <= 0:
+            self._exchange.hurry(_AFTER_FINISH_SECONDS)
         try:
-            data = await self._exchange.read(
-                None if self._unfinished > 0 else _AFTER_FINISH_SECONDS
-            )
+            data = await self._exchange.read()
             if data is not None:
                 self._take(self._frames.feed(data))
             elif rest := self._frames.flush():

@@ -64,12 +64,18 @@ async def test_a_known_model_is_routed_without_asking_again() -> None:
     assert a.asked == 1
 
 
-async def test_an_unknown_model_is_looked_for_once_more_and_then_not_found() -> None:
-    a = Listed("a", "one")
-    directory = Directory([a])
+async def test_an_unknown_model_is_looked_for_once_a_second_and_not_found() -> None:
+    a, clock = Listed("a", "one"), Clock()
+    directory = Directory([a], clock=clock)
     await directory.pick("one")
     a.ids.append("new")
+    clock.now += 1.1
     assert await directory.pick("new") is a
+    for _ in range(3):  # a client's mistake, again and again
+        with pytest.raises(ModelNotFound):
+            await directory.pick("nobody")
+    assert a.asked == 2
+    clock.now += 1.1
     with pytest.raises(ModelNotFound):
         await directory.pick("nobody")
     assert a.asked == 3

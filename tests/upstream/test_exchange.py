@@ -119,6 +119,29 @@ async def test_many_events_in_one_packet_are_as_many_chunks() -> None:
     assert [chunk.tokens for chunk in chunks if chunk.text] == [1] * 500
 
 
+@pytest.mark.parametrize("relayed", [True, False])
+async def test_an_upstream_that_keeps_its_connection_warm_after_the_end_ends_no_later(
+    relayed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Comments for ever, each in time: a reply is whole with its finish reason."""
+    monkeypatch.setattr("stream_aligner_proxy.upstream.streams._AFTER_FINISH_SECONDS", 0.1)
+
+    async def trickle(head: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + b"\r\n" + TOKEN % b"Hi." + STOP.removesuffix(b"data: [DONE]\n\n"))
+        while not writer.is_closing():
+            writer.write(b": still here\n\n")
+            await writer.drain()
+            await asyncio.sleep(0.005)
+
+    async with answering(trickle) as upstream, asyncio.timeout(5):
+        if relayed:
+            async with upstream.relay(chat().body, {}, stream=True) as told:
+                said = b"".join([frame async for frame in told.frames])
+            assert said.endswith(b"data: [DONE]\n\n")
+        else:
+            assert text(await collect(upstream, chat())) == "Hi."
+
+
 async def test_a_compressed_answer_is_unpacked_though_none_was_asked_for() -> None:
     asked: list[bytes] = []
 

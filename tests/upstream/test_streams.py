@@ -24,7 +24,7 @@ class Endless:
     def __init__(self) -> None:
         self.sent: list[weakref.ref[Bytes]] = []
 
-    async def read(self, at_most: float | None = None) -> Bytes:
+    async def read(self) -> Bytes:
         data = Bytes(b"data: " * (MAX_EVENT_BYTES // 24))
         self.sent.append(weakref.ref(data))
         return data

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from stream_aligner_proxy.api.faces.describing import (
+    joined,
     merge,
     sentence_object,
     summaries,
@@ -187,18 +188,18 @@ class Gathered:
 
     def message(self) -> dict[str, Any]:
         """The assistant's message."""
-        text = "".join(self._text)
-        only_calls = not text and (self._calls or self._parts)
+        text, parts = "".join(self._text), joined(self._parts)
+        only_calls = not text and (self._calls or parts)
         message: dict[str, Any] = {
             "role": "assistant",
             "content": None if only_calls else text,
             "refusal": None,
-            **self._parts,
+            **parts,
         }
-        if text and "content" in self._parts:  # parts that are not text, as Mistral's thinking
-            message["content"] = [*self._parts["content"], {"type": "text", "text": text}]
+        if text and "content" in parts:  # parts that are not text, as Mistral's thinking
+            message["content"] = [*parts["content"], {"type": "text", "text": text}]
         if self._calls:
-            message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
+            message["tool_calls"] = [joined(self._calls[index]) for index in sorted(self._calls)]
         return message
 
 

@@ -106,22 +106,46 @@ def sentence_object(delivery: Delivery) -> dict[str, Any] | None:
     return described
 
 
+class _Pieces:
+    """A text that is still growing: joined once, at the end, since every join copies it."""
+
+    def __init__(self, *pieces: str) -> None:
+        self.pieces = list(pieces)
+
+
 def merge(into: dict[str, Any], key: str, value: Any) -> None:
-    """Add one delta: strings and lists grow, objects merge, anything else replaces."""
+    """Add one delta: strings and lists grow, objects merge, anything else replaces. What has grown
+    is read by `joined`."""
     before = into.get(key)
     match before, value:
+        case _Pieces(), str():
+            before.pieces.append(value)
         case str(), str():
-            into[key] = before + value
+            into[key] = _Pieces(before, value)
         case list(), list():
             before += value  # in place: some servers send one with each token
-        case dict(), dict():
-            merged = dict(before)
+        # What will grow is a copy: the delta's own must not.
+        case _, dict():
+            grown = into[key] = before if isinstance(before, dict) else {}
             for inner, piece in value.items():
-                merge(merged, inner, piece)
-            into[key] = merged
+                merge(grown, inner, piece)
         case _, list():
-            into[key] = list(value)  # it will grow, and the delta's own must not
+            into[key] = list(value)
         case _, None:
             into.setdefault(key, None)
         case _:
             into[key] = value
+
+
+def joined(merged: dict[str, Any]) -> dict[str, Any]:
+    """What `merge` has gathered, as JSON has it."""
+    return {key: _whole(value) for key, value in merged.items()}
+
+
+def _whole(value: Any) -> Any:
+    match value:
+        case _Pieces():
+            return "".join(value.pieces)
+        case dict():
+            return joined(value)
+    return value
