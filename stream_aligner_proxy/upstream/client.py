@@ -4,59 +4,35 @@ A branch is one `POST /chat/completions`; leaving its context closes the connect
 makes the server stop. Rule: no error, repr or log line holds a key or the server's address.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from stream_aligner_proxy.core.errors import (
     ConfigError,
     ContinuationFailed,
-    RequestError,
     UpstreamError,
     UpstreamRejected,
 )
 from stream_aligner_proxy.core.records import ChatRequest, Chunk, Continuation, Found, Way
-from stream_aligner_proxy.upstream.bodies import (
-    as_chat,
-    branch_body,
-    choices_of,
-    prompt_body,
-    told_to_go_on,
-)
-from stream_aligner_proxy.upstream.chunks import ChunkReader, parse_object
-from stream_aligner_proxy.upstream.continuing import ContinuedReader
-from stream_aligner_proxy.upstream.counting import (
-    NO_SUCH_PATH,
-    can_count,
-    count_tokens,
-    tokenize_url,
-)
+from stream_aligner_proxy.upstream.bodies import choices_of
+from stream_aligner_proxy.upstream.branching import Branching, Sender, encode, local_template
+from stream_aligner_proxy.upstream.chunks import parse_object
+from stream_aligner_proxy.upstream.counting import NO_SUCH_PATH, can_count, count_tokens
 from stream_aligner_proxy.upstream.dialects import Dialect, find_dialect
 from stream_aligner_proxy.upstream.endpoint import Endpoint
 from stream_aligner_proxy.upstream.exchange import Timeouts
 from stream_aligner_proxy.upstream.forwarding import RETURNED, Forwarded, forward, is_json
 from stream_aligner_proxy.upstream.probing import NOT_UNDERSTOOD, partial_body, probe
-from stream_aligner_proxy.upstream.rejections import Refusals
 from stream_aligner_proxy.upstream.streams import (
     MAX_BODY_BYTES,
     ChunkStream,
     FrameStream,
     WholeReply,
 )
-from stream_aligner_proxy.upstream.templating import LocalTemplate
-from stream_aligner_proxy.upstream.tokenizing import (
-    CompletionReader,
-    completion_body,
-    ids_of,
-    tokenize_body,
-)
 from stream_aligner_proxy.upstream.ways import SETTINGS, Setting, Ways
-from stream_aligner_proxy.upstream.wires import Reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +81,8 @@ class HttpUpstream:
             raise ConfigError(
                 f"upstreams.{name}.continuation: must be one of {', '.join(SETTINGS)}"
             )
-        self._template = _template(self._dialect, continuation, tokenizer, f"upstreams.{name}")
-        self._ways = Ways(self._dialect, continuation, template=self._template is not None)
+        template = local_template(self._dialect, continuation, tokenizer, f"upstreams.{name}")
+        self._ways = Ways(self._dialect, continuation, template=template is not None)
         self._wire = self._dialect.wire
         self._endpoint = Endpoint(
             name,
@@ -121,7 +97,7 @@ class HttpUpstream:
             ca_file=ca_file,
             session_header=session_header,
         )
-        self._chat_url = self._endpoint.below("chat/completions")
+        self._branching = Branching(self._endpoint, self._dialect, self._ways, template)
 
     def __repr__(self) -> str:
         return f"HttpUpstream({self._name!r}, dialect={self._dialect.name!r})"
@@ -159,9 +135,8 @@ class HttpUpstream:
         self._ways.classify(model, found)
         if "ids" in self._dialect.ways:
             try:
-                await self._tokenized(
-                    partial_body(model), *self._endpoint.headers(headers or {}, "", stream=False)
-                )
+                sender = Sender(*self._endpoint.headers(headers or {}, "", stream=False))
+                await self._branching.tokenized(sender, partial_body(model))
             except UpstreamRejected as error:
                 if error.status not in NOT_UNDERSTOOD:
                     raise
@@ -246,71 +221,18 @@ class HttpUpstream:
         watched: bool = True,
     ) -> AsyncIterator[AsyncIterator[Chunk]]:
         """One branch, continuing `prefix`, where there is one, by `way`."""
-        headers, refusals = self._endpoint.headers(request.headers, request.request_id, stream=True)
-        if way != "prompt":
-            request = replace(request, body=as_chat(request.body))
-        body, given = request.body, prefix
-        if prefix and way == "instruct":
-            body, given = told_to_go_on(body, prefix), ""
-        reader: Reader
-        if (wire := self._wire) is not None:
-            url = self._endpoint.below(wire.path(body))
-            body = wire.branch(body, self._dialect, prefix=given, max_tokens=max_tokens)
-            reader = wire.reader(refusals)
-        elif way == "prompt":
-            url = self._endpoint.below("completions")
-            body = prompt_body(body, self._dialect, prefix=prefix, max_tokens=max_tokens)
-            reader = CompletionReader(ChunkReader(refusals))
-        else:
-            url = self._chat_url
-            body = branch_body(body, self._dialect, prefix=given, max_tokens=max_tokens)
-            repeated = given if watched and self._ways.repeats(request.model) else ""
-            reader = ChunkReader(refusals, repeated)
-        if prefix and way == "ids":
-            url = self._endpoint.below("completions")
-            body = await self._completion(request, body, prefix, headers, refusals)
-            reader = CompletionReader(ChunkReader(refusals))
-        if prefix and watched and way != "prompt":  # whoever writes on a prompt writes on it again
-            model = request.model
-            reader = ContinuedReader(
-                reader,
-                prefix,
-                lambda well: (self._ways.saw if well else self._ways.refute)(model, way),
-                seam=not self._ways.sure(model, way),
-                began=request.began,
-            )
-        async with self._endpoint.post(_encode(body), headers, url) as exchange:
-            response = await self._endpoint.answer(exchange, refusals)
+        sender = Sender(*self._endpoint.headers(request.headers, request.request_id, stream=True))
+        asked = await self._branching.ask(
+            sender, request, way, prefix=prefix, max_tokens=max_tokens, watched=watched
+        )
+        url = asked.url
+        async with self._endpoint.post(encode(asked.body), sender.headers, url) as exchange:
+            response = await self._endpoint.answer(exchange, sender.refusals)
             kind = WholeReply if is_json(response.headers.get("content-type", "")) else ChunkStream
-            chunks = kind(exchange, reader)
+            chunks = kind(exchange, asked.reader)
             yield chunks
             if chunks.over:
                 await exchange.drain()
-
-    async def _completion(
-        self,
-        request: ChatRequest,
-        body: Mapping[str, Any],
-        prefix: str,
-        headers: dict[str, str],
-        refusals: Refusals,
-    ) -> dict[str, Any]:
-        """The body for `/completions` that continues `prefix` as the chat `body` would."""
-        if self._template is None:
-            return completion_body(body, *await self._tokenized(body, headers, refusals))
-        prompt = await asyncio.to_thread(self._template.prompt, request.body, prefix)
-        stop = self._template.stop(body.get("stop"))
-        return completion_body({**body, "stop": stop}, prompt, None)
-
-    async def _tokenized(
-        self, body: Mapping[str, Any], headers: dict[str, str], refusals: Refusals
-    ) -> tuple[list[int], int | None]:
-        """The ids of a body's conversation, and the room left behind them."""
-        sent = {**headers, "accept": "application/json"}
-        url = tokenize_url(self._endpoint)
-        async with self._endpoint.post(_encode(tokenize_body(body)), sent, url) as exchange:
-            await self._endpoint.answer(exchange, refusals)
-            return ids_of(await exchange.read_all(MAX_BODY_BYTES))
 
     @asynccontextmanager
     async def relay(
@@ -329,7 +251,7 @@ class HttpUpstream:
         """
         sent, refusals = self._endpoint.headers(headers, request_id, stream=stream)
         async with self._endpoint.post(
-            body if isinstance(body, bytes) else _encode(body), sent, self._endpoint.below(path)
+            body if isinstance(body, bytes) else encode(body), sent, self._endpoint.below(path)
         ) as exchange:
             response = await self._endpoint.answer(exchange, refusals)
             told = {name: response.headers[name] for name in RETURNED if name in response.headers}
@@ -385,25 +307,3 @@ class HttpUpstream:
     async def aclose(self) -> None:
         """Close the connection pool."""
         await self._endpoint.close()
-
-
-def _template(
-    dialect: Dialect, continuation: Setting, tokenizer: Path | None, key: str
-) -> LocalTemplate | None:
-    if tokenizer is None:
-        if continuation == "ids" and "ids" not in dialect.ways:
-            raise ConfigError(f"{key}.continuation: ids need `tokenizer` with this dialect")
-        return None
-    if dialect.prompts is None:
-        raise ConfigError(f"{key}.tokenizer: this dialect completes no prompts")
-    try:
-        return LocalTemplate(tokenizer, dialect.prompts)
-    except ConfigError as error:
-        raise ConfigError(f"{key}.tokenizer: {error}") from error
-
-
-def _encode(body: Mapping[str, Any]) -> bytes:
-    try:
-        return orjson.dumps(body)
-    except orjson.JSONEncodeError as error:
-        raise RequestError("the request holds what JSON cannot carry") from error

@@ -250,13 +250,13 @@ async def test_a_body_is_read_no_faster_than_it_is_taken() -> None:
 async def test_the_body_of_the_request_is_not_kept_while_the_answer_comes(
     relayed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, sent = client._encode, []
+    encode, sent = client.encode, []
 
     def noted(body: Mapping[str, Any]) -> bytes:
         sent.append(encode(body))
         return sent[-1]
 
-    monkeypatch.setattr(client, "_encode", noted)
+    monkeypatch.setattr(client, "encode", noted)
     over = asyncio.Event()
 
     async def handle(head: bytes, writer: asyncio.StreamWriter) -> None:
