@@ -207,18 +207,9 @@ class Session:
     async def _read(self, opened: OpenBranch) -> None:
         """Read one branch to its end, or until the loop closes it."""
         branch = opened.branch
-        request = self._request
-        if branch:
-            # Servers take the id for their own: while a closed branch is still being aborted under
-            # it, vLLM refuses a second one, or aborts that too (vllm-project/vllm#27987).
-            own = request.request_id and f"{request.request_id}-{branch}"
-            request = replace(request, request_id=own, began=self._began)
-        if not opened.prefix:
-            self._began = (
-                ""  # one that broke before a sentence was committed is followed by another
-            )
-        if context := self._watch.context(branch):
-            request = replace(request, headers={**request.headers, **context})
+        request = self._asked(branch)
+        if not opened.prefix:  # another follows one that broke before anything was committed
+            self._began = ""
         finish_reason: str | None = None
         usage: Usage | None = None
         metered = False
@@ -263,6 +254,18 @@ class Session:
         except ProxyError as error:
             self._broke[branch] = error.code or error.type
             await self._tell_loop(BranchBroke(branch, _bare(error)))
+
+    def _asked(self, branch: int) -> ChatRequest:
+        """The request as a branch's upstream gets it."""
+        request = self._request
+        if branch:
+            # Servers take the id for their own: while a closed branch is still being aborted under
+            # it, vLLM refuses a second one, or aborts that too (vllm-project/vllm#27987).
+            own = request.request_id and f"{request.request_id}-{branch}"
+            request = replace(request, request_id=own, began=self._began)
+        if context := self._watch.context(branch):
+            request = replace(request, headers={**request.headers, **context})
+        return request
 
     async def _wait_at_the_gate(self) -> None:
         full, since = not self._loop.wants_text, self._clock()

@@ -82,6 +82,8 @@ class Directory:
             return found
         if self._older_than(_AGAIN_SECONDS):
             await self.refresh()
+        else:
+            self._note_who_is_shut()
         if found := self._owner(model):
             return found
         if len(self._upstreams) == 1 and self._failures:
@@ -130,6 +132,7 @@ class Directory:
         async with self._lock:
             if self._refreshes != seen:
                 return  # somebody else's refresh ended while this one waited
+            self._note_who_is_shut()
             async with asyncio.TaskGroup() as group:
                 for upstream in self._upstreams:
                     group.create_task(self._ask(upstream))
@@ -143,13 +146,16 @@ class Directory:
     def _older_than(self, seconds: float) -> bool:
         return self._refreshed is None or self._clock() - self._refreshed > seconds
 
+    def _note_who_is_shut(self) -> None:
+        for upstream in self._upstreams:
+            if upstream.health.shut and upstream.name not in self._declared:
+                self._failures.setdefault(upstream.name, down([upstream]))
+
     async def _ask(self, upstream: Member) -> None:
         if upstream.name in self._declared:
             return
         if upstream.health.shut:
-            # Nobody is to wait for it: a request that names no known model would.
-            self._failures.setdefault(upstream.name, down([upstream]))
-            return
+            return  # nobody is to wait for it: a request that names no known model would
         try:
             async with asyncio.timeout(_LIST_SECONDS):
                 models = await upstream.models()

@@ -35,12 +35,8 @@ from stream_aligner_proxy.upstream.routing.handing_out import (
     begin_pieces,
 )
 from stream_aligner_proxy.upstream.routing.member import Member, Watcher, down
-from stream_aligner_proxy.upstream.routing.retrying import (
-    asked_for_patience,
-    next_target,
-    same_target,
-)
 from stream_aligner_proxy.upstream.routing.table import Target, Targets
+from stream_aligner_proxy.upstream.routing.tries import Tries, admitted
 
 _log = logging.getLogger(__name__)
 _Got = TypeVar("_Got")
@@ -208,16 +204,16 @@ class Lease:
         """What `enter` gets from the first target that answers. Raises `UpstreamDown` where none
         may be asked."""
         always = self._under_way
-        untried = list(targets) if always else _admitted(targets)
-        if not untried:
+        askable = list(targets) if always else admitted(targets)
+        if not askable:
             raise _closed_off(targets)
-        target = self._best(untried)
-        if target is not self._current and self._current in self._broken:
-            self._tell_failover(self._current, self._current.member.last_error)
-        deadline = asyncio.get_running_loop().time() + target.member.terms.total
-        again = 0
-        waited = False
+        tries = Tries(askable, self._best, always=always)
+        if tries.target is not self._current and self._current in self._broken:
+            self._tell_failover(self._current)
+        now = asyncio.get_running_loop().time
+        deadline = now() + tries.target.member.terms.total
         while True:
+            target = tries.target
             async with AsyncExitStack() as stack:
                 await self._take_place(target, stack)
                 failure: UpstreamError
@@ -244,28 +240,16 @@ class Lease:
                     return
             # What it had opened is closed now.
             failure.upstream = target.member.name
-            pause = same_target(failure, again, target.member.terms.retries)
-            if pause is not None:
-                again += 1
-            else:
+            pause = tries.once_more(failure)
+            if pause is None:
                 if tried is not None:
                     self._failed(target, failure, tried)
-                untried = [other for other in untried if other is not target]
-                if not always:
-                    untried = _admitted(untried)
-                if not next_target(failure):
-                    raise failure
-                if untried:
-                    self._tell_failover(target, target.member.last_error)
-                    target, again, pause = self._best(untried), 0, 0.0
-                else:
-                    pause = asked_for_patience(failure)
-                    if waited or pause is None:
-                        raise failure
-                    waited = True
-            if asyncio.get_running_loop().time() + pause >= deadline:
+                pause = tries.move_on(failure)
+                if tries.target is not target:
+                    self._tell_failover(target)
+            if now() + pause >= deadline:
                 raise failure
-            if target.member.name == failure.upstream:
+            if tries.target.member is target.member:
                 self._watcher.retried(target.member.name, type(failure).code or "upstream_error")
             if pause:
                 await asyncio.sleep(pause)
@@ -306,13 +290,13 @@ class Lease:
         target.member.failed(error, None if target.member in self._blamed else tried)
         self._blamed.add(target.member)
 
-    def _tell_failover(self, target: Target, code: str | None) -> None:
+    def _tell_failover(self, target: Target) -> None:
         self._watcher.failed_over()
         _log.warning(
             "request %s: upstream '%s' failed (%s); another is asked",
             self._request.request_id,
             target.member.name,
-            code,
+            target.member.last_error,
         )
 
     # --- what a target is asked --------------------------------------------------------------
@@ -331,10 +315,6 @@ class Lease:
 
 def _well(target: Target) -> bool:
     return target.member.health.usable and target.member.health.admits
-
-
-def _admitted(targets: Iterable[Target]) -> list[Target]:
-    return [target for target in targets if target.member.health.admits]
 
 
 def _closed_off(targets: Iterable[Target]) -> UpstreamError:
