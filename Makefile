@@ -21,6 +21,10 @@ PORT   ?= 8000
 # How many tests, and how many builds and installs, run side by side.
 JOBS   ?= $(shell nproc 2>/dev/null || echo 1)
 WAITING = $(shell expr $(JOBS) + 1)
+# How often a test that failed is tried again. CI says 1, for a machine that others use, too, and that
+# stands still for a second now and then; it names the tests that needed it.
+RERUNS ?= 0
+PYTEST  = python -m pytest --reruns $(RERUNS) -r fExXsR
 # Whether several environments may be made in one run of make. One at a time then: each of them
 # builds this package's metadata in the source tree.
 MANY    = $(filter prepare parts,$(MAKECMDGOALS))
@@ -64,7 +68,7 @@ check: $(STAMP) ## format, lint, types, import contracts
 	$(BIN)/lint-imports
 
 unit: $(STAMP)  ## the tests alone
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/$(PYTEST) -n $(JOBS) --dist loadfile
 
 # Status 3 of the script: this machine cannot have vLLM, and it has said why.
 $(STAMP_VLLM): tests/vllm/install.py constraints-vllm.txt pyproject.toml | $(if $(MANY),$(STAMP))
@@ -72,7 +76,7 @@ $(STAMP_VLLM): tests/vllm/install.py constraints-vllm.txt pyproject.toml | $(if 
 	    { status=$$?; rm -f $@; [ $$status = 3 ] && [ -z "$(VLLM_REQUIRED)" ]; }
 
 vllm: $(STAMP_VLLM) ## the tests against real vLLM on the CPU, in .venv-vllm
-	@if [ -e $(STAMP_VLLM) ]; then $(VENV_VLLM)/bin/python -m pytest tests/vllm; \
+	@if [ -e $(STAMP_VLLM) ]; then $(VENV_VLLM)/bin/$(PYTEST) tests/vllm; \
 	else echo "tests/vllm: skipped, there is no vLLM here"; fi
 
 # Status 3 of the script: this machine cannot have it, and it has said why.
@@ -81,7 +85,7 @@ $(STAMP_TRAIN): tests/training/install.py constraints-training.txt pyproject.tom
 	    { status=$$?; rm -f $@; [ $$status = 3 ] && [ -z "$(TRAINING_REQUIRED)" ]; }
 
 training-tests: $(STAMP_TRAIN) ## the tests of training with TRL and DeepSpeed, in .venv-train
-	@if [ -e $(STAMP_TRAIN) ]; then $(VENV_TRAIN)/bin/python -m pytest tests/training/test_recipe_*.py tests/training/test_preference.py tests/training/test_data_hub.py; \
+	@if [ -e $(STAMP_TRAIN) ]; then $(VENV_TRAIN)/bin/$(PYTEST) tests/training/test_recipe_*.py tests/training/test_preference.py tests/training/test_data_hub.py; \
 	else echo "tests of training with TRL and DeepSpeed: skipped, they are not here"; fi
 
 train: $(STAMP_TRAIN) ## train an aligner for the demo world, measure it, say how to serve it (minutes)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TORCH = "2.13.0"
 NOT_HERE = 3
 # What the tests of the recipe import, beside the package itself.
-TESTS = ("hypothesis", "pytest", "pytest-timeout")
+TESTS = ("hypothesis", "pytest", "pytest-rerunfailures", "pytest-timeout")
 
 
 def why_not_here() -> str | None:

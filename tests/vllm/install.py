@@ -34,7 +34,7 @@ EMPTY = {
     "triton": "3.0+stub",
 }
 # What the tests of this environment import, beside the package itself.
-TESTS = ("httpx", "hypothesis", "openai", "pytest", "pytest-timeout")
+TESTS = ("httpx", "hypothesis", "openai", "pytest", "pytest-rerunfailures", "pytest-timeout")
 
 
 def write_wheel(folder: Path, name: str, version: str, requires: str | None = None) -> None:
