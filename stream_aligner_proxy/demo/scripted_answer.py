@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -32,9 +32,32 @@ class Recorded:
     number: int
     opened_at: float
     prefix: str = ""
-    sent: str = ""
+    pieces: list[str] = field(default_factory=list)
     closed_at: float | None = None
     left_at: float | None = None
+
+    @property
+    def sent(self) -> str:
+        """The text so far."""
+        return "".join(self.pieces)
+
+
+class _Count:
+    """How many tokens a text has that comes in pieces; the last one may still grow."""
+
+    def __init__(self) -> None:
+        self._whole = 0
+        self._last = ""
+
+    def add(self, piece: str) -> None:
+        found = tokens(self._last + piece)
+        if found:
+            self._whole += len(found) - 1
+            self._last = found[-1]
+
+    @property
+    def tokens(self) -> int:
+        return self._whole + bool(self._last)
 
 
 class Answer:
@@ -126,7 +149,7 @@ class Answer:
             await self._delta(delta)
         pace = self._script.pace if rule.pace is None else rule.pace
         pieces = (rule.chunk or self._script.chunk).cut(text)
-        start = self._counted
+        start, count = self._counted, _Count()
         for index, piece in enumerate([*pieces, None]):
             if await self._fails(rule, index):
                 return
@@ -134,8 +157,9 @@ class Answer:
                 break
             if pace:
                 await self._wait(pace)
-            self._request.sent += piece
-            self._counted = start + len(tokens(self._request.sent))
+            self._request.pieces.append(piece)
+            count.add(piece)
+            self._counted = start + count.tokens
             await self._delta({"content": piece}, told=logprobs(piece, self._request.body))
             self._changed()
         for delta in after_text(rule):
@@ -160,7 +184,7 @@ class Answer:
         }
         choices = [{"index": index, **said} for index in range(self._choices)]
         usage = _usage(prompt, len(tokens(text)) + len(tokens(rule.reasoning)))
-        self._request.sent = text
+        self._request.pieces.append(text)
         frame = {**self._frame(), "object": "chat.completion", "choices": choices, "usage": usage}
         await respond(self._send, 200, frame)
 

@@ -160,9 +160,9 @@ def text(response: httpx.Response) -> str:
 
 
 @asynccontextmanager
-async def upstream() -> AsyncIterator[tuple[ScriptedUpstream, str]]:
+async def upstream(script: Script = HELD) -> AsyncIterator[tuple[ScriptedUpstream, str]]:
     from tests.servers import serve
 
-    scripted = ScriptedUpstream(HELD)
+    scripted = ScriptedUpstream(script)
     async with serve(scripted) as address:
         yield scripted, address

@@ -1,17 +1,21 @@
 """SIGTERM: readiness first, what is open ends whole, what is new is told to come again."""
 
 import asyncio
+import json
 import signal
+import socket
 from pathlib import Path
 
 import httpx
 import pytest
 
+from stream_aligner_proxy.demo.script import Chunking, Rule, Script
 from tests.api.proxy import error_of
 from tests.operating.processes import (
     BOUND,
     aligned,
     ask,
+    body,
     open_stream,
     serving,
     text,
@@ -77,6 +81,35 @@ async def test_what_does_not_end_in_time_ends_with_an_error(tmp_path: Path) -> N
                 with pytest.raises(AssertionError, match="shutting down"):
                     await stream.rest()
             assert await proxy.ended() == 0
+        await until(lambda: scripted.running == 0)
+
+
+@pytest.mark.parametrize("mode", ["stream", "off"])
+async def test_a_client_that_takes_nothing_does_not_hold_up_the_end(
+    tmp_path: Path, mode: str
+) -> None:
+    """`client_seconds` would be two minutes."""
+    sentence = "word " * 400 + "end. "
+    long = Script((Rule(sentence * 8_000),), chunk=Chunking(size=401))  # 16 MB
+    async with upstream(long) as (scripted, behind):
+        config = write_config(tmp_path, behind, shutdown_seconds=0)
+        config.write_text(config.read_text() + f"alignment: {{mode: '{mode}'}}\n")
+        async with serving(config) as proxy:
+            with socket.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                host, _, port = proxy.address.removeprefix("http://").rpartition(":")
+                client.connect((host, int(port)))
+                sent = json.dumps(body()).encode()
+                head = f"content-type: application/json\r\ncontent-length: {len(sent)}"
+                request = f"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\n{head}\r\n\r\n"
+                client.sendall(request.encode() + sent)
+                await scripted.until(lambda s: s.opened == 1, seconds=BOUND)
+                before = -1
+                while before != (before := len(scripted.requests[0].sent)) or not before:  # noqa: ASYNC110
+                    await asyncio.sleep(0.3)  # all buffers on the way are full
+                assert scripted.running == 1
+                proxy.tell(signal.SIGTERM)
+                assert await proxy.ended() == 0
         await until(lambda: scripted.running == 0)
 
 
