@@ -38,8 +38,8 @@ def fingerprint(paths: Iterable[Path]) -> str:
 
 class Reloader:
     """`make` builds the app of the configuration as it is now, from any thread, and raises
-    `ConfigError`. `watched` are the paths that it is made of. `every`: how often to look at them,
-    in seconds; 0 for never."""
+    `ConfigError`. `watched` are the paths that it is made of, or would have been. `every`: how
+    often to look at them, in seconds; 0 for never."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Reloader:
         self._every = every
         self._asked = asyncio.Event()
         # Now, not in `run`: what changes while the first models load must not be missed.
-        self._known = fingerprint(watched())
+        self._known = self._fingerprints()
 
     def ask(self) -> None:
         """Reload soon; from the event loop."""
@@ -65,9 +65,14 @@ class Reloader:
         while True:
             await self._wait()
             self._asked.clear()
-            # What changes while the new one loads is seen by the next look.
-            self._known = await self._look()
-            await self._reload(generations)
+            before = await self._look()
+            done = await self._reload(generations)
+            # What has changed while the new one loaded is seen by the next look. A path that came
+            # with a configuration that did not load counts as changed: it may be there by now.
+            self._known = {
+                path: before.get(path, now if done else "")
+                for path, now in (await self._look()).items()
+            }
 
     async def _wait(self) -> None:
         """Until told, or until the files have changed and then stayed as they are for a look: a
@@ -84,10 +89,14 @@ class Reloader:
                     return
                 before = now
 
-    async def _look(self) -> str:
-        return await asyncio.to_thread(lambda: fingerprint(self._watched()))
+    async def _look(self) -> dict[Path, str]:
+        return await asyncio.to_thread(self._fingerprints)
 
-    async def _reload(self, generations: Generations) -> None:
+    def _fingerprints(self) -> dict[Path, str]:
+        return {path: fingerprint((path,)) for path in self._watched()}
+
+    async def _reload(self, generations: Generations) -> bool:
+        """Whether it did."""
         loaded, metrics = self._shared.loaded, self._shared.metrics
         begun = time.monotonic()
         try:
@@ -106,3 +115,5 @@ class Reloader:
             loaded.reloads += 1
             metrics.reloaded(ok=True)
             _log.info("reloaded the configuration in %.1f s", time.monotonic() - begun)
+            return True
+        return False

@@ -2,7 +2,6 @@
 
 import logging
 import socket
-from collections.abc import Iterable
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -25,6 +24,7 @@ class Configured:
     def __init__(self, file: Path, aligner: Path | None = None) -> None:
         self._file = file
         self._aligner = aligner
+        self._watched: list[Path] = []
         self.settings = self._load()
 
     def serve(self, listener: socket.socket, *, late: bool = False) -> None:
@@ -43,13 +43,14 @@ class Configured:
             self.settings = settings
             return app
 
-        reloader = Reloader(make, self._watched, shared, server.watch_seconds)
+        reloader = Reloader(make, lambda: self._watched, shared, server.watch_seconds)
         app = create_app(self.settings, shared=shared)
         run(app, listener, shared, reloader=reloader, late=late)
 
     def _load(self) -> Settings:
         settings = load(self._file)
-        return settings if self._aligner is None else with_aligner(settings, self._aligner)
-
-    def _watched(self) -> Iterable[Path]:
-        return [self._file, *watched_paths(self.settings)]
+        if self._aligner is not None:
+            settings = with_aligner(settings, self._aligner)
+        # Also where it cannot be loaded: its files may change, and then it can.
+        self._watched = [self._file, *watched_paths(settings)]
+        return settings
