@@ -18,7 +18,7 @@ from stream_aligner_proxy.core.ports import Aligner
 from stream_aligner_proxy.core.records import Review
 from tests.vllm.world import BOUND, CPU, DEMO, reviews
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
 
 RANK, ALPHA = 4, 8
 TARGETS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")

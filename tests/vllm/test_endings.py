@@ -12,7 +12,7 @@ from stream_aligner_proxy.core.errors import ReviewError
 from stream_aligner_proxy.core.records import Verdict
 from tests.vllm.world import BOUND, CPU, all_gone, endless_model, offspring, reviews
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
 
 REVIEW = reviews(1)[0]
 

@@ -15,7 +15,7 @@ from tests.servers import refused_address
 from tests.vllm.processes import Command, command, free_port
 from tests.vllm.world import CPU, DEMO, all_gone, offspring
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

@@ -37,11 +37,11 @@ from stream_aligner_proxy.core.records import NEUTRAL, Review, Turn, Verdict
 from training.world.problems import problems
 from training.world.slips import corrupt
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600), pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 ALIGNER = ROOT / "stream_aligner_proxy" / "demo" / "models" / "aligner"
-SECONDS_TO_START = 150.0
+SECONDS_TO_START = 400.0
 # Two cores are shared with the test: no thread is bound to one.
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",

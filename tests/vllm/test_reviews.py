@@ -15,7 +15,7 @@ from stream_aligner_proxy.core.errors import ConfigError, ReviewError
 from stream_aligner_proxy.core.records import Review, Turn, Verdict
 from tests.vllm.world import CPU, DEMO, all_gone, offspring, reviews
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from tests.servers import serve
 from tests.vllm.processes import command, free_port
 from tests.vllm.world import BOUND, MODELS
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
 
 MODEL = "writer"
 
