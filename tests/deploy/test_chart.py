@@ -331,6 +331,26 @@ def test_the_schema_names_what_is_wrong(
         ({"files": {"config.yaml": "a"}}, "files.config"),
         ({"aligner": {"mode": "sidecar"}}, "aligner.model: /models/aligner"),
         ({"models": {"download": {"image": "a"}}}, "models.download.command"),
+        (
+            {"config": {"server": {"tls": {"certificate": "a", "key": "b", "client_ca": "c"}}}},
+            "config.server.tls.client_ca: the kubelet's probes show no certificate",
+        ),
+        ({"ingress": {"enabled": True}}, "ingress.hosts: say at least one"),
+        (
+            {"autoscaling": {"hpa": {"enabled": True, "minReplicas": 3, "maxReplicas": 2}}},
+            "autoscaling.hpa.minReplicas: 3 is more than maxReplicas (2)",
+        ),
+        (
+            {"autoscaling": {"keda": {"enabled": True, "minReplicas": 0}}},
+            "autoscaling.keda.minReplicas: without a pod there is no open reply",
+        ),
+        (
+            {
+                "models": {"existingClaim": "a"},
+                "aligner": {"mode": "deployment", "preStopSeconds": 120},
+            },
+            "aligner.preStopSeconds: 120 is not less than",
+        ),
     ],
 )
 def test_what_excludes_each_other_or_cannot_work_is_refused(

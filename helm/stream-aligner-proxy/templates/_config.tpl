@@ -28,6 +28,12 @@
 {{- addf (dig "drain_seconds" 0 $server) (dig "shutdown_seconds" 30 $server) | ceil | int -}}
 {{- end -}}
 
+{{/* How long a rollout may take before it counts as failed: 600 s are Kubernetes' default, and a model
+may take longer to load. */}}
+{{- define "stream-aligner.progressSeconds" -}}
+{{- ternary 600 (max 600 (add .Values.aligner.startupSeconds 300)) (eq .Values.aligner.mode "none") -}}
+{{- end -}}
+
 {{- define "stream-aligner.grace" -}}
 {{- .Values.terminationGracePeriodSeconds | default (add (include "stream-aligner.stopSeconds" . | int) 15) -}}
 {{- end -}}
@@ -47,6 +53,25 @@
 {{- end -}}
 {{- if has .Values.config.server.host (list "127.0.0.1" "localhost" "::1") -}}
 {{- fail (printf "config.server.host: nobody outside the pod reaches %s; use 0.0.0.0 or ::" .Values.config.server.host) -}}
+{{- end -}}
+{{- if (.Values.config.server.tls | default dict).client_ca -}}
+{{- fail "config.server.tls.client_ca: the kubelet's probes show no certificate, so no pod would ever be ready; let what stands in front check clients' certificates" -}}
+{{- end -}}
+{{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
+{{- fail "ingress.hosts: say at least one, such as {host: llm.example.com}" -}}
+{{- end -}}
+{{- range $name, $scaler := .Values.autoscaling -}}
+{{- if and $scaler.enabled (gt (int $scaler.minReplicas) (int $scaler.maxReplicas)) -}}
+{{- fail (printf "autoscaling.%s.minReplicas: %d is more than maxReplicas (%d)" $name (int $scaler.minReplicas) (int $scaler.maxReplicas)) -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.autoscaling.keda -}}
+{{- if and .enabled (not .minReplicas) (not .query) (not .triggers) -}}
+{{- fail "autoscaling.keda.minReplicas: without a pod there is no open reply that would start one; use 1 or more, or give a query or triggers of your own" -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq .Values.aligner.mode "deployment") (ge (int .Values.aligner.preStopSeconds) (int .Values.aligner.terminationGracePeriodSeconds)) -}}
+{{- fail (printf "aligner.preStopSeconds: %d is not less than aligner.terminationGracePeriodSeconds (%d)" (int .Values.aligner.preStopSeconds) (int .Values.aligner.terminationGracePeriodSeconds)) -}}
 {{- end -}}
 {{- if and .Values.autoscaling.hpa.enabled .Values.autoscaling.keda.enabled -}}
 {{- fail "autoscaling: hpa.enabled and keda.enabled exclude each other; KEDA makes an HPA of its own" -}}
@@ -75,7 +100,7 @@
 {{- if and .Values.models.download.image (not (or .Values.models.download.command .Values.models.download.args)) -}}
 {{- fail "models.download.command: say what the init container runs" -}}
 {{- end -}}
-{{- if and (ne .Values.aligner.mode "none") (hasPrefix .Values.models.mountPath .Values.aligner.model) (not (include "stream-aligner.hasModels" .)) -}}
+{{- if and (ne .Values.aligner.mode "none") (hasPrefix (printf "%s/" (trimSuffix "/" .Values.models.mountPath)) .Values.aligner.model) (not (include "stream-aligner.hasModels" .)) -}}
 {{- fail (printf "aligner.model: %s is in the volume of models, which is not there; set models.existingClaim or models.download" .Values.aligner.model) -}}
 {{- end -}}
 {{- end -}}

@@ -15,8 +15,8 @@
 {{- end -}}
 
 {{- define "stream-aligner.selector" -}}
-app.kubernetes.io/name: {{ include "stream-aligner.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "stream-aligner.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "stream-aligner.labels" -}}

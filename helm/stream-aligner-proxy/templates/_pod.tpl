@@ -1,4 +1,9 @@
 {{/* Parts of both kinds of pod. */}}
+{{/* Of a strategy: the default's rollingUpdate is merged into what was given, and Recreate may not have one. */}}
+{{- define "stream-aligner.strategy" -}}
+{{- toYaml (ternary (omit . "rollingUpdate") . (eq .type "Recreate")) -}}
+{{- end -}}
+
 {{- define "stream-aligner.hasModels" -}}
 {{- if or .Values.models.existingClaim .Values.models.download.image -}}yes{{- end -}}
 {{- end -}}
