@@ -28,6 +28,8 @@ _TTL_SECONDS = 30.0
 _LIST_SECONDS = 5.0
 # Where there is nothing to list but an error, or a name that nobody serves.
 _AGAIN_SECONDS = 1.0
+# A probe waits for two or so: an upstream that hangs must not make the others' replica unready.
+_PING_SECONDS = 1.0
 
 
 class Directory:
@@ -138,6 +140,27 @@ class Directory:
                     group.create_task(self._ask(upstream))
             self._refreshes += 1
             self._refreshed = self._clock()
+
+    async def pings(self) -> dict[str, str]:
+        """How each upstream is, by name: `ok`, or the code of the error. All are asked at once;
+        where one has answered, the others have what is left of a second."""
+        answers = {upstream.name: UpstreamTimeout.code for upstream in self._upstreams}
+
+        async def ask(upstream: Member) -> None:
+            try:
+                await upstream.ping()
+                answers[upstream.name] = "ok"
+            except UpstreamError as error:
+                answers[upstream.name] = error.code or error.type
+
+        async with asyncio.TaskGroup() as group:
+            waiting = {group.create_task(ask(upstream)) for upstream in self._upstreams}
+            _, waiting = await asyncio.wait(waiting, timeout=_PING_SECONDS)
+            while waiting and "ok" not in answers.values():
+                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for one in waiting:
+                one.cancel()
+        return answers
 
     def _stale(self) -> bool:
         bare = not any(self._lists.values()) and any(map(_is_down, self._failures.values()))

@@ -16,7 +16,7 @@ from stream_aligner_proxy.api.replying import reply
 from stream_aligner_proxy.api.schemas import ChatBody, parse
 from stream_aligner_proxy.api.service import Service
 from stream_aligner_proxy.api.status import report
-from stream_aligner_proxy.core.errors import ModelNotFound, UpstreamError
+from stream_aligner_proxy.core.errors import ModelNotFound
 
 
 def routes(service: Service) -> APIRouter:
@@ -63,13 +63,7 @@ def routes(service: Service) -> APIRouter:
     @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", summary="Can requests be served", tags=["operation"])
     async def readyz() -> Response:
-        upstreams = {}
-        for upstream in service.directory.upstreams:
-            try:
-                await upstream.ping()
-                upstreams[upstream.name] = "ok"
-            except UpstreamError as error:
-                upstreams[upstream.name] = error.code or error.type
+        upstreams = await service.directory.pings()
         # One upstream that answers is enough to serve its models.
         states = service.aligner_states()
         aligner = next((state for state in states.values() if state != "ok"), "ok")

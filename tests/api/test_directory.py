@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from stream_aligner_proxy.api import directory as directories
 from stream_aligner_proxy.api.directory import Directory
 from stream_aligner_proxy.core.errors import (
     ModelNotFound,
@@ -169,3 +170,43 @@ async def test_a_model_that_a_clients_key_shows_is_routed_beside_other_upstreams
     assert await directory.pick("private", {"authorization": "Bearer x"}) is b
     assert b.asked == asked
     assert [model["id"] for model in await directory.models({})] == ["one"]
+
+
+class Pinged(Listed):
+    """Answers a ping when it is told to."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.pinged = asyncio.Event()
+
+    async def ping(self) -> None:
+        self.pinged.set()
+        await self.told
+
+
+async def test_who_hangs_does_not_hold_up_what_is_said_of_those_that_answer() -> None:
+    """A kubelet waits for seconds; every replica would leave the service for one bad upstream."""
+    one, two, well = Pinged("one"), Pinged("two"), Pinged("well")
+    well.told.set_result(None)
+    async with asyncio.timeout(20):
+        answers = await Directory([one, two, well]).pings()
+    assert answers == {"one": "upstream_timeout", "two": "upstream_timeout", "well": "ok"}
+    assert one.told.cancelled()  # nobody asks any more
+    assert two.told.cancelled()
+
+
+async def test_as_long_as_nobody_answers_all_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(directories, "_PING_SECONDS", 0.0)
+    down, slow = Pinged("down"), Pinged("slow")
+    asking = asyncio.create_task(Directory([down, slow]).pings())
+    async with asyncio.timeout(20):
+        await down.pinged.wait()
+        await slow.pinged.wait()
+        down.told.set_exception(DOWN)
+        await asyncio.sleep(0)
+        slow.told.set_result(None)
+        answers = await asking
+    assert answers == {"down": "upstream_unreachable", "slow": "ok"}
