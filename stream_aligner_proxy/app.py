@@ -156,7 +156,7 @@ def create_app(
             await _probed([use.part for use in upstreams], server.warm_up_seconds)
             metrics.watch(
                 lambda: map(_state, members),
-                ready=lambda: service.ready and not service.admission.leaving,
+                ready=lambda: service.reviews() and not service.admission.leaving,
                 queues=partial(_count_queues, aligners),
             )
             await stack.enter_async_context(shared.lag.sampled(metrics.lagged, metrics.refresh))

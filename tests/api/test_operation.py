@@ -64,6 +64,8 @@ async def test_an_aligner_that_broke_for_good_makes_the_proxy_unready() -> None:
         assert (await p.client.get("/readyz")).status_code == 200
         aligner.ready = False
         broken = await p.client.get("/readyz")
+        # What the alert StreamAlignerNotReady looks at.
+        assert "stream_aligner_ready 0.0" in (await p.client.get("/metrics")).text
     assert broken.status_code == 503
     assert broken.json() == {"status": "unready", "aligner": "failed", "upstreams": {"main": "ok"}}
 
