@@ -37,8 +37,10 @@ def test_the_job_agrees_with_itself_and_names_a_shipped_recipe() -> None:
     assert int(options["nproc-per-node"]) == container["resources"]["limits"]["nvidia.com/gpu"]
     first = f"{batch['metadata']['name']}-0.{pod['subdomain']}"
     assert options["rdzv-endpoint"] == f"{first}:{service['spec']['ports'][0]['port']}"
-    recipe = load_recipe(options["config"])
+    recipe = load_recipe(options["config"], [options["set"]])
     assert recipe.zero.stage == 3
+    # No pod has a token for a hub: the base is in what is mounted.
+    assert recipe.model.base.startswith(options["data"] + "/")
     mounts = {mount["name"] for mount in container["volumeMounts"]}
     assert mounts == {volume["name"] for volume in pod["volumes"]}
 
@@ -59,6 +61,7 @@ def test_two_nodes_find_each_other_by_the_jobs_command_and_train(tmp_path: Path)
         "nproc-per-node": "1",
         "rdzv-endpoint": f"127.0.0.1:{port}",
         "config": str(tmp_path / "recipe.yaml"),
+        "set": f"model.base={tmp_path / 'base'}",
         "data": str(tmp_path),
         "out": str(tmp_path / "out"),
     }
