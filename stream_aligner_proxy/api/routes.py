@@ -58,6 +58,8 @@ def routes(service: Service) -> APIRouter:
     @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", summary="Is the process alive", tags=["operation"])
     async def healthz() -> Response:
+        if lost := service.lost():
+            return _json({"status": "failed", "aligners": lost}, status=503)
         return _json({"status": "ok"})
 
     @router.head("/readyz", include_in_schema=False)

@@ -144,6 +144,15 @@ class Service:
             for name, breaker in self.breakers.items()
         }
 
+    def lost(self) -> list[str]:
+        """The aligners of this process that have died: nothing but a new process has them again.
+        One on a server of its own comes back with that."""
+        return [
+            name
+            for name, state in self.aligner_states().items()
+            if state == "failed" and self.backends[name] != "remote"
+        ]
+
     def reviews(self) -> bool:
         """Whether every route can review what it must: one that fails open, or delivers the
         original anyway, does without."""

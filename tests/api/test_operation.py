@@ -66,8 +66,12 @@ async def test_an_aligner_that_broke_for_good_makes_the_proxy_unready() -> None:
         broken = await p.client.get("/readyz")
         # What the alert StreamAlignerNotReady looks at.
         assert "stream_aligner_ready 0.0" in (await p.client.get("/metrics")).text
+        lost = await p.client.get("/healthz")
     assert broken.status_code == 503
     assert broken.json() == {"status": "unready", "aligner": "failed", "upstreams": {"main": "ok"}}
+    # Nothing but another process has it again: this is what has the kubelet start one.
+    assert lost.status_code == 503
+    assert lost.json() == {"status": "failed", "aligners": ["default"]}
 
 
 async def test_an_aligner_that_cannot_work_in_the_routes_mode_stops_the_start() -> None:
