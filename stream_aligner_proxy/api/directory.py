@@ -26,7 +26,7 @@ Models = list[dict[str, object]]
 
 _TTL_SECONDS = 30.0
 _LIST_SECONDS = 5.0
-# Where there is nothing to list but an error, or a name that nobody serves.
+# Where there is nothing to list but an error, or a name that nobody serves; and between pings.
 _AGAIN_SECONDS = 1.0
 # A probe waits for two or so: an upstream that hangs must not make the others' replica unready.
 _PING_SECONDS = 1.0
@@ -62,6 +62,9 @@ class Directory:
         self._refreshed: float | None = None
         self._refreshes = 0
         self._lock = asyncio.Lock()
+        self._pings: dict[str, str] = {}
+        self._pinged: float | None = None
+        self._pinging = asyncio.Lock()
 
     @property
     def upstreams(self) -> tuple[Member, ...]:
@@ -142,8 +145,18 @@ class Directory:
             self._refreshed = self._clock()
 
     async def pings(self) -> dict[str, str]:
-        """How each upstream is, by name: `ok`, or the code of the error. All are asked at once;
-        where one has answered, the others have what is left of a second."""
+        """How each upstream is, by name: `ok`, or the code of the error; for a second the same.
+        Whoever asks whether the proxy is ready shows no key, and must not have every upstream asked
+        as often."""
+        async with self._pinging:
+            if self._pinged is None or self._clock() - self._pinged > _AGAIN_SECONDS:
+                self._pings = await self._ping_all()
+                self._pinged = self._clock()
+            return dict(self._pings)
+
+    async def _ping_all(self) -> dict[str, str]:
+        """All are asked at once; where one has answered, the others have what is left of a
+        second."""
         answers = {upstream.name: UpstreamTimeout.code for upstream in self._upstreams}
 
         async def ask(upstream: Member) -> None:

@@ -158,7 +158,8 @@ class Endpoint:
     async def ping(self) -> None:
         """Raise `UpstreamError` unless the server answers `/models` soon, and takes our key.
 
-        Without a key of our own a 401 will do, and so will a server that has no `/models`.
+        Without a key of our own a 401 will do, and so will a server that has no `/models`. One that
+        is asked too often is there.
         """
         seconds = self._timeouts.ping
         short = Timeouts(seconds, seconds, seconds, seconds)
@@ -169,7 +170,7 @@ class Endpoint:
             raise
         except UpstreamError:
             status = exchange.status
-            tolerated = (404, 405) if self._api_key else (401, 403, 404, 405)
+            tolerated = (404, 405, 429) if self._api_key else (401, 403, 404, 405, 429)
             if status not in tolerated:
                 raise
         finally:

@@ -210,3 +210,21 @@ async def test_as_long_as_nobody_answers_all_are_waited_for(
         slow.told.set_result(None)
         answers = await asking
     assert answers == {"down": "upstream_unreachable", "slow": "ok"}
+
+
+async def test_whoever_asks_without_a_key_has_the_upstreams_asked_once_a_second() -> None:
+    asked = 0
+
+    class Counting(Listed):
+        async def ping(self) -> None:
+            nonlocal asked
+            asked += 1
+            await asyncio.sleep(0)
+
+    clock = Clock()
+    directory = Directory([Counting("a")], clock=clock)
+    told = await asyncio.gather(*(directory.pings() for _ in range(50)))
+    assert (told, asked) == ([{"a": "ok"}] * 50, 1)
+    clock.now += 1.1
+    await directory.pings()
+    assert asked == 2

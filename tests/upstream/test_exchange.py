@@ -276,3 +276,14 @@ async def test_the_body_of_the_request_is_not_kept_while_the_answer_comes(
                 pass
     assert len(sent) == 1
     assert held == 2  # by the list, and by the call itself
+
+
+async def test_a_server_that_is_asked_too_often_is_there() -> None:
+    async def busy(head: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n")
+        await writer.drain()
+
+    async with answering(busy, api_key="k") as upstream:
+        await upstream.ping()
+        with pytest.raises(UpstreamRejected):
+            await upstream.models()
