@@ -16,7 +16,12 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from stream_aligner_proxy.core.added_time import AddedTime
-from stream_aligner_proxy.core.errors import ProxyError, RequestError, ReviewError
+from stream_aligner_proxy.core.errors import (
+    ProxyError,
+    RequestError,
+    ReviewError,
+    UpstreamRejected,
+)
 from stream_aligner_proxy.core.events import (
     Action,
     BranchBroke,
@@ -174,6 +179,8 @@ class Session:
                     return finished
                 case Fail():
                     ended = outcome.error.code or outcome.error.type
+                    if isinstance(outcome.error, UpstreamRejected) and outcome.error.by_request:
+                        self._watch.refused()
                     raise outcome.error
                 case None:
                     raise RuntimeError("the session ended without an outcome")

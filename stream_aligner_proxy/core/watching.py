@@ -91,6 +91,9 @@ class Watch:
     def relayed(self, tokens: int) -> None:
         """What passed through unread took so many tokens, prompt included."""
 
+    def refused(self) -> None:
+        """The upstream refused the request for the request's own fault. Told before `closed`."""
+
     def closed(
         self, outcome: str, seconds: float, cost: Cost, finished: Finished | None = None
     ) -> None:

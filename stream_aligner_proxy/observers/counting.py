@@ -7,7 +7,7 @@ from functools import cached_property
 from prometheus_client import Counter, Gauge
 
 from stream_aligner_proxy.core.edits import edit_distance
-from stream_aligner_proxy.core.records import Committed, Cost, Finished, Review, Verdict
+from stream_aligner_proxy.core.records import Committed, Cost, Finished, Mode, Review, Verdict
 from stream_aligner_proxy.core.watching import HeldBy, Opening, Watch
 from stream_aligner_proxy.observers.instruments import Instruments
 
@@ -47,6 +47,7 @@ class Counting(Watch):
         "_clock",
         "_known",
         "_of",
+        "_refused",
         "_reviews",
         "_spoke",
         "_streamed",
@@ -68,6 +69,7 @@ class Counting(Watch):
         self._asked: dict[int, float] = {}  # when, of branches that have not answered
         self._reviews: set[int] = set()  # without a verdict
         self._spoke = False
+        self._refused = False
         children.open.inc()
         if self._streamed:
             instruments.open_streams.inc()
@@ -121,7 +123,7 @@ class Counting(Watch):
                 self._children.corrections.inc()
                 if (share := changed_share(unit)) is not None:
                     of.distance.observe(share)
-            case "unreviewed":
+            case "unreviewed" if self._children.mode != Mode.SHADOW:  # where no text waits for it
                 of.unreviewed.inc(len(unit.text))
         if review_seconds is not None:
             of.review_seconds.observe(review_seconds)
@@ -133,6 +135,9 @@ class Counting(Watch):
         self._spoke = True
         self._of.first_text.observe(seconds)
 
+    def refused(self) -> None:
+        self._refused = True
+
     def closed(
         self, outcome: str, seconds: float, cost: Cost, finished: Finished | None = None
     ) -> None:
@@ -143,7 +148,9 @@ class Counting(Watch):
         for review in tuple(self._reviews):
             self._answered(review)
         children.seconds.observe(seconds)
-        of.replies.labels(children.mode, self._known(outcome)).inc()
+        # What a client brings about must not look like an outage, however often it tries.
+        told = "request_rejected" if self._refused else self._known(outcome)
+        of.replies.labels(children.mode, told).inc()
         if outcome == "cancelled":
             of.cancellations.labels(
                 "after_first_text" if self._spoke else "before_first_text"

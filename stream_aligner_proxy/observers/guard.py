@@ -92,6 +92,9 @@ class _Watches(Watch):
     def relayed(self, tokens: int) -> None:
         self._tell(lambda watch: watch.relayed(tokens))
 
+    def refused(self) -> None:
+        self._tell(lambda watch: watch.refused())
+
     def closed(
         self, outcome: str, seconds: float, cost: Cost, finished: Finished | None = None
     ) -> None:

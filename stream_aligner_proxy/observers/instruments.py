@@ -151,6 +151,9 @@ class Instruments:
         self.shed = counter(
             "shed_requests", "Requests turned away before they were read.", ["reason"]
         )
+        for reason in ("open", "bytes", "memory", "loading", "draining"):
+            # Born with the first burst, it would show no increase of it.
+            self.shed.labels(reason)
         self.reloads = counter(
             "configuration_reloads", "Reloads of the configuration, by how they went.", ["outcome"]
         )

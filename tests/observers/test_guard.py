@@ -61,6 +61,7 @@ CALLS = [
     ("first_text", (0.2,)),
     ("relayed", (12,)),
     ("branch_closed", (0, None)),
+    ("refused", ()),
     ("closed", ("finished", 1.0, Cost(branches=1, discarded_tokens=3), FINISHED)),
 ]
 for name, _ in CALLS:
@@ -148,7 +149,7 @@ def test_metrics_tell_what_happened() -> None:
     assert "stream_aligner_discarded_tokens_total 3.0" in text
     assert 'stream_aligner_sentences_total{verdict="unreviewed"} 1.0' in text
     assert "stream_aligner_unreviewed_characters_total 4.0" in text
-    assert 'stream_aligner_replies_total{mode="stream",outcome="finished"} 1.0' in text
+    assert 'stream_aligner_replies_total{mode="stream",outcome="request_rejected"} 1.0' in text
 
 
 def test_labels_come_from_fixed_sets() -> None:

@@ -107,6 +107,33 @@ async def test_every_kind_of_event_is_counted_where_it_belongs() -> None:
     assert told("ready") == told("workers") == 1
 
 
+async def test_a_request_that_the_upstream_finds_wrong_is_no_failure_of_the_proxy() -> None:
+    async with busy() as proxy:
+        for mode in ("stream", "whole", "shadow", "off"):
+            answer = await proxy.ask("refuse", stream_aligner={"mode": mode})
+            assert answer.status_code == 400
+            text = await proxy.metrics()
+            name = "stream_aligner_replies_total"
+            assert value(text, name, mode=mode, outcome="request_rejected") == 1
+        assert value(text, name) == 4
+
+
+async def test_what_shadow_could_not_review_is_no_unreviewed_text() -> None:
+    async with busy() as proxy:
+        answer = await proxy.ask("fail", stream_aligner={"mode": "shadow"})
+        assert answer.status_code == 200
+        text = await proxy.metrics()
+    assert value(text, "stream_aligner_sentences_total", verdict="unreviewed") == 1
+    assert value(text, "stream_aligner_unreviewed_characters_total") == 0
+
+
+async def test_reasons_for_shedding_are_shown_before_the_first_request_is_shed() -> None:
+    async with busy() as proxy:
+        text = await proxy.metrics()
+    for reason in ("open", "bytes", "memory", "loading", "draining"):
+        assert f'stream_aligner_shed_requests_total{{reason="{reason}"}} 0.0' in text
+
+
 async def test_nothing_that_anybody_wrote_becomes_a_label() -> None:
     async with busy() as proxy:
         await proxy.ask("sum", model="loose-invented")

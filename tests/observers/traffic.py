@@ -30,6 +30,7 @@ RULES = (
     Rule(
         "Anna has 3 apples. She breaks off here, in the midst", when="break", fault=Fault(reset=6)
     ),
+    Rule("Never.", when="refuse", fault=Fault(status=400)),
     Rule("Never written.", when="hold the first", fault=Fault(hold=0)),
     Rule(f"One is here, {SECRET}. Two is not here yet. Three.", when="hold", fault=Fault(hold=9)),
     Rule("The sum is 13. All is well."),
