@@ -20,7 +20,7 @@ class HealthWatcher(Protocol):
     def opened(self) -> None: ...
 
     def closed(self) -> None:
-        """All went well again."""
+        """It answers again. Told once more when all has gone well to the end."""
         ...
 
     def rejected(self) -> None:
@@ -113,7 +113,10 @@ class Health:
 
     def begun(self) -> None:
         self.answered()
-        self._proven = self.state == "half-open"
+        if self.state == "half-open" and not self._proven:
+            self._proven = True
+            # Now: nobody may ask anything of a proxy for hours, and an alarm would stay on.
+            self._watcher.closed()
 
     def failed(self) -> None:
         self._failures += 1

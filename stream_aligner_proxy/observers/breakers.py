@@ -24,7 +24,7 @@ class BreakerCounts:
         )
         self.open = Gauge(
             "breaker_open",
-            "1 from a breaker's opening until all has gone well again.",
+            "1 from a breaker's opening until the part answers again.",
             ["kind", "name"],
             namespace=_NAMESPACE,
             registry=registry,

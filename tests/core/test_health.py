@@ -119,3 +119,15 @@ def test_a_part_that_is_let_go_of_is_not_shown_as_open():
     seen = Seen()
     opened(Health(watcher=seen)).close()
     assert (seen.openings, seen.closings) == (1, 1)
+
+
+def test_that_it_answers_again_is_told_before_anybody_else_asks():
+    seen = Seen()
+    health = opened(Health(watcher=seen))
+    health.answered()
+    assert seen.closings == 0  # a ping is no answer
+    trial = health.enter()
+    trial.begun()
+    assert (health.state, seen.closings) == ("half-open", 1)
+    trial.failed()
+    assert (health.state, seen.openings) == ("open", 2)
