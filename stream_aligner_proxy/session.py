@@ -16,12 +16,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from stream_aligner_proxy.core.added_time import AddedTime
-from stream_aligner_proxy.core.errors import (
-    ProxyError,
-    RequestError,
-    ReviewError,
-    UpstreamRejected,
-)
+from stream_aligner_proxy.core.errors import ProxyError, RequestError, ReviewError
 from stream_aligner_proxy.core.events import (
     Action,
     BranchBroke,
@@ -179,7 +174,7 @@ class Session:
                     return finished
                 case Fail():
                     ended = outcome.error.code or outcome.error.type
-                    if isinstance(outcome.error, UpstreamRejected) and outcome.error.by_request:
+                    if outcome.error.by_request:
                         self._watch.refused()
                     raise outcome.error
                 case None:

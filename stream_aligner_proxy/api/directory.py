@@ -85,7 +85,7 @@ class Directory:
         """
         if found := self._owner(model):
             return found
-        if self._older_than(_AGAIN_SECONDS):
+        if self._past(self._refreshed, _AGAIN_SECONDS):
             await self.refresh()
         else:
             self._note_who_is_shut()
@@ -149,7 +149,7 @@ class Directory:
         Whoever asks whether the proxy is ready shows no key, and must not have every upstream asked
         as often."""
         async with self._pinging:
-            if self._pinged is None or self._clock() - self._pinged > _AGAIN_SECONDS:
+            if self._past(self._pinged, _AGAIN_SECONDS):
                 self._pings = await self._ping_all()
                 self._pinged = self._clock()
             return dict(self._pings)
@@ -177,10 +177,11 @@ class Directory:
 
     def _stale(self) -> bool:
         bare = not any(self._lists.values()) and any(map(_is_down, self._failures.values()))
-        return self._older_than(_AGAIN_SECONDS if bare else self._ttl)
+        return self._past(self._refreshed, _AGAIN_SECONDS if bare else self._ttl)
 
-    def _older_than(self, seconds: float) -> bool:
-        return self._refreshed is None or self._clock() - self._refreshed > seconds
+    def _past(self, at: float | None, seconds: float) -> bool:
+        """Whether what was heard `at` is older than that, or nothing was heard yet."""
+        return at is None or self._clock() - at > seconds
 
     def _note_who_is_shut(self) -> None:
         for upstream in self._upstreams:

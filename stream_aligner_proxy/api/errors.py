@@ -57,9 +57,7 @@ def log_error(error: ProxyError, request_id: str) -> None:
     code, level = f" {error.code or error.type}", logging.WARNING
     if isinstance(error, UpstreamRejected):
         code = ""  # the upstream's own word
-    if isinstance(error, RequestError) or (
-        isinstance(error, UpstreamRejected) and error.by_request
-    ):
+    if isinstance(error, RequestError) or error.by_request:
         level = logging.INFO
     _log.log(level, "request %s: %s %d%s%s", request_id, kind, error.status, code, said)
 

@@ -9,7 +9,7 @@ from stream_aligner_proxy.api.faces.face import Shape
 from stream_aligner_proxy.api.patience import Patience
 from stream_aligner_proxy.api.plan import Plan
 from stream_aligner_proxy.api.response import EVENT_STREAM_HEADERS, HttpOut, WatchedResponse
-from stream_aligner_proxy.core.errors import ProxyError, UpstreamRejected
+from stream_aligner_proxy.core.errors import ProxyError
 from stream_aligner_proxy.core.records import Cost
 from stream_aligner_proxy.core.watching import Observer, Opening, Watch
 from stream_aligner_proxy.upstream.routing.lease import Lease
@@ -51,7 +51,7 @@ def observed(
         ended = "finished"
     except ProxyError as failure:
         ended = error = failure.code or failure.type
-        if isinstance(failure, UpstreamRejected) and failure.by_request:
+        if failure.by_request:
             watch.refused()
         raise
     finally:

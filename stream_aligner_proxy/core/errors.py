@@ -49,6 +49,11 @@ class ProxyError(Exception):
         self.param = param
         self.headers = headers or {}
 
+    @property
+    def by_request(self) -> bool:
+        """Whether an upstream found the request itself wrong: nothing for an operator to mend."""
+        return False
+
     def body(self) -> dict[str, dict[str, str | None]]:
         """The `{"error": …}` object of OpenAI's API."""
         return {
@@ -133,7 +138,6 @@ class UpstreamRejected(UpstreamError):
 
     @property
     def by_request(self) -> bool:
-        """It was the request's own fault: nothing for an operator to mend."""
         return self.status in (400, 413, 422)
 
     @property
